@@ -1,0 +1,28 @@
+//! umaserve: run, watch and steer simulations with UMA on a cluster.
+//!
+//! The modules in reading order: the words of the field ([`units`], [`system`], [`neighbors`],
+//! [`dynamics`], [`structure_file`]), the network ([`so3`], [`nn`], [`backend`], [`potential`]),
+//! the service ([`session`], [`comm`], [`scheduler`], [`worker`], [`engine`], [`server`],
+//! [`trajectory`]), and what the user types ([`cli`], [`config`]).
+
+pub mod dynamics;
+pub mod neighbors;
+pub mod structure_file;
+pub mod system;
+pub mod units;
+
+pub mod backend;
+pub mod nn;
+pub mod potential;
+pub mod so3;
+
+pub mod comm;
+pub mod engine;
+pub mod scheduler;
+pub mod server;
+pub mod session;
+pub mod trajectory;
+pub mod worker;
+
+pub mod cli;
+pub mod config;
