@@ -29,6 +29,8 @@ pub struct Layout {
     pub edge_rows: usize,
     /// Degree of each edge row.
     pub edge_row_degree: Vec<usize>,
+    /// Radial row of each edge row: +m and -m of one degree share it.
+    pub radial_row: Vec<usize>,
     /// The m > 0 blocks.
     pub blocks: Vec<MBlock>,
     /// Offset of each degree in a packed Wigner matrix. Degree l holds 2 min(l, mmax) + 1 rows
@@ -46,8 +48,14 @@ impl Layout {
     pub fn new(lmax: usize, mmax: usize) -> Layout {
         assert!(mmax <= lmax, "mmax {mmax} exceeds lmax {lmax}");
         let mut edge_row_degree: Vec<usize> = (0..=lmax).collect();
+        let mut radial_row = edge_row_degree.clone();
+        let mut radial_rows = radial_row.len();
         let mut blocks = Vec::new();
         for m in 1..=mmax {
+            let shared = radial_rows..radial_rows + lmax - m + 1;
+            radial_row.extend(shared.clone());
+            radial_rows = shared.end;
+            radial_row.extend(shared);
             blocks.push(MBlock { m, degrees: lmax - m + 1, row: edge_row_degree.len() });
             edge_row_degree.extend(m..=lmax);
             edge_row_degree.extend(m..=lmax);
@@ -64,6 +72,7 @@ impl Layout {
             rows: (lmax + 1) * (lmax + 1),
             edge_rows: edge_row_degree.len(),
             edge_row_degree,
+            radial_row,
             blocks,
             wigner_offset,
             wigner_len,
@@ -116,5 +125,7 @@ mod tests {
         assert_eq!(layout.edge_row_degree[..9], [0, 1, 2, 3, 4, 1, 2, 3, 4]);
         assert_eq!(layout.wigner_len, 1 + 9 + 25 + 35 + 45);
         assert_eq!(layout.radial_width(10), 10 * (5 + 4 + 3));
+        assert_eq!(layout.radial_row[5..13], [5, 6, 7, 8, 5, 6, 7, 8]);
+        assert_eq!(layout.radial_row[13..], [9, 10, 11, 9, 10, 11]);
     }
 }
