@@ -25,7 +25,7 @@ use rayon::prelude::*;
 
 use super::random::{Purpose, normal_deviates};
 use super::{Dynamics, Move, PARALLEL_ATOMS, State};
-use crate::system::masses::atomic_mass;
+use crate::system::elements::atomic_mass;
 use crate::units::BOLTZMANN_EV_PER_KELVIN;
 
 /// ASE's Langevin integrator with `fixcm`.
