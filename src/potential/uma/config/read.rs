@@ -95,7 +95,9 @@ impl<'p> Section<'p> {
     }
 
     fn size(&mut self, key: &'static str, default: usize, allowed: Range<usize>) -> Read<usize> {
-        let Some(value) = self.get(key)? else {
+        self.known.insert(key);
+        // `None` is no size: the reference implementation fails on it as well.
+        let Some(value) = self.config.get(key)? else {
             return Ok(default);
         };
         let number = value.integer()?;
@@ -305,9 +307,9 @@ impl UmaConfig {
                 ("grid", FeedForward::Grid),
             ],
         )?;
-        let grid_resolution = match backbone.size("grid_resolution", 0, 1..1 << 10)? {
-            0 => None,
-            n => Some(n),
+        let grid_resolution = match backbone.get("grid_resolution")? {
+            None => None,
+            Some(_) => Some(backbone.size("grid_resolution", 0, 1..1 << 10)?),
         };
         let charge_spin_embedding = backbone.choice(
             "chg_spin_emb_type",
