@@ -169,7 +169,28 @@ fn containers_that_contain_themselves() {
         ]),
     )]));
     tree.push(b'b');
-    assert_refused(&checkpoint(&tree, &list(&[]), &dict(&[])), "more than 16");
+    assert_refused(
+        &checkpoint(&tree, &list(&[]), &dict(&[])),
+        "too many others",
+    );
+    // Interpolations that branch: each names ten times the next, and all of them can be resolved.
+    let mut parts: Vec<(String, Vec<u8>)> = Vec::new();
+    for level in 0..20 {
+        let next = format!("n{}", level + 1);
+        let key = vec![next.as_str(); 10].join(".");
+        let value = node(&format!("${{{key}}}"));
+        parts.push((format!("n{level}"), value));
+    }
+    parts.push(("n20".to_owned(), b"h\x00".to_vec()));
+    parts.push(("backbone".to_owned(), node("${n0}")));
+    let parts: Vec<(&str, Vec<u8>)> = parts.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+    let mut tree = b"comegaconf.dictconfig\nDictConfig\n)\x81q\x00".to_vec();
+    tree.extend(dict(&[("_content", dict(&parts))]));
+    tree.push(b'b');
+    assert_refused(
+        &checkpoint(&tree, &list(&[]), &dict(&[])),
+        "too many others",
+    );
     // A parent chain without an end.
     let mut node = b"comegaconf.nodes\nAnyNode\n)\x81q\x00".to_vec();
     node.extend(dict(&[
@@ -204,6 +225,61 @@ fn shared_giants() {
     ]);
     let model = dict(&[("backbone", backbone)]);
     assert_refused(&checkpoint(&model, &list(&[]), &dict(&[])), "");
+}
+
+#[test]
+fn long_searches_end() {
+    // A list of 4096 interpolations, each through a mapping of 4000 keys.
+    let wide: Vec<(String, Vec<u8>)> = (0..4000)
+        .map(|i| (format!("k{i}"), b"N".to_vec()))
+        .collect();
+    let mut wide: Vec<(&str, Vec<u8>)> =
+        wide.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+    wide.insert(0, ("name", text("omol")));
+    let mut backbone = dict(&[
+        ("model", text("escnmd_moe_backbone")),
+        ("num_experts", int(0)),
+        ("direct_forces", b"\x89".to_vec()),
+    ]);
+    let mut parent = b"comegaconf.dictconfig\nDictConfig\n)\x81q\x00".to_vec();
+    parent.extend(dict(&[("_content", dict(&wide))]));
+    parent.push(b'b');
+    let state = dict(&[("_val", text("${name}")), ("_parent", parent)]);
+    let mut element = object("omegaconf.nodes", "AnyNode", &state);
+    element.extend(b"q\x01");
+    let mut names = element;
+    names.extend(b"0](");
+    names.extend(b"h\x01".repeat(4096));
+    names.push(b'e');
+    // {..., "dataset_list": names}: the element is made and dropped in front of the list.
+    let key = text("dataset_list");
+    let cut = names
+        .windows(3)
+        .position(|w| w == b"0](")
+        .expect("the list");
+    backbone.extend(&names[..=cut]);
+    backbone.extend(&key);
+    backbone.extend(&names[cut + 1..]);
+    backbone.push(b's');
+    let model = dict(&[("backbone", backbone)]);
+    assert_refused(
+        &checkpoint(&model, &list(&[]), &dict(&[])),
+        "too many steps",
+    );
+}
+
+#[test]
+fn names_that_would_write_to_the_terminal() {
+    let file = patched("1p2", |bytes| {
+        crate::forge::rename(bytes, "UMA-S-1.2.1", "\u{1b}[2J");
+    });
+    let message = Checkpoint::open(file.path())
+        .expect_err("a name")
+        .to_string();
+    assert!(
+        message.contains("model_id") && !message.contains('\u{1b}'),
+        "{message}"
+    );
 }
 
 #[test]

@@ -12,12 +12,17 @@
 //! input; what the arena, the stack and the memo hold is at most [`MEMORY_FACTOR`] bytes per byte
 //! of input, beyond which the program is refused.
 
+use std::cell::Cell;
+
 use super::archive::short;
 
 /// Longest accepted `data.pkl`, bytes. Those of UMA checkpoints have 0.1 to 2 MB.
 pub const MAX_PROGRAM_BYTES: usize = 32 << 20;
 /// Bytes of arena, stack and memo allowed per byte of program; real checkpoints need about 8.
 const MEMORY_FACTOR: usize = 24;
+/// Keys compared and elements visited while a configuration is read; a real one takes about
+/// 10,000.
+const MAX_READ_STEPS: usize = 5_000_000;
 /// Bytes allowed on top, for very short programs.
 const MEMORY_FLOOR: usize = 1 << 16;
 
@@ -92,6 +97,8 @@ pub struct Pickle<'d> {
     data: &'d [u8],
     nodes: Vec<Node>,
     globals: Vec<(Span, Span)>,
+    /// Steps that readers of the graph may still take.
+    work_left: Cell<usize>,
     /// The value that `STOP` returned.
     pub root: Value,
 }
@@ -109,6 +116,18 @@ impl<'d> Pickle<'d> {
             });
         }
         Machine::new(data).run()
+    }
+
+    /// Takes `steps` from the work allowed on this graph: searches through shared, cyclic or
+    /// self-referring parts must end. Fails when nothing is left.
+    pub fn spend(&self, steps: usize) -> Result<(), String> {
+        match self.work_left.get().checked_sub(steps) {
+            Some(left) => {
+                self.work_left.set(left);
+                Ok(())
+            }
+            None => Err("reading the configuration takes too many steps".to_owned()),
+        }
     }
 
     /// The string of a [`Value::Text`].
@@ -520,6 +539,7 @@ impl<'d> Machine<'d> {
             data: self.data,
             nodes: self.nodes,
             globals: self.globals,
+            work_left: Cell::new(MAX_READ_STEPS),
             root,
         })
     }

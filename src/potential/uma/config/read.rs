@@ -63,6 +63,12 @@ fn class_name(path: &str) -> &str {
     path.rsplit('.').next().unwrap_or(path)
 }
 
+/// Whether a string can be the name of a dataset: a part of the name of a tensor, and shown to
+/// people.
+pub(super) fn is_dataset_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && !name.contains(|c: char| c == '.' || c.is_control())
+}
+
 /// One mapping of the configuration and which of its keys have been read.
 struct Section<'p> {
     config: Config<'p>,
@@ -165,7 +171,8 @@ impl<'p> Section<'p> {
         let mut ignored = Vec::new();
         for key in self.config.keys()? {
             if !self.known.contains(key) && !also_known.contains(&key) {
-                ignored.push(format!("{}.{key}", self.config.path()));
+                // Escaped, because it is shown to people.
+                ignored.push(format!("{}.{}", self.config.path(), key.escape_debug()));
             }
         }
         Ok(ignored)
@@ -221,14 +228,13 @@ fn datasets(
             .error(format!("more than {MAX_DATASETS} datasets"))
             .into());
     }
-    if let Some(name) = datasets
-        .keys()
-        .find(|name| name.is_empty() || name.len() > 64 || name.contains('.'))
-    {
-        return Err(section
-            .config
-            .error(format!("{name:?} is not a name for a dataset"))
-            .into());
+    for name in datasets.keys() {
+        if !is_dataset_name(name) {
+            return Err(section
+                .config
+                .error(format!("{name:?} is not a name for a dataset"))
+                .into());
+        }
     }
     Ok(datasets)
 }
@@ -247,8 +253,14 @@ impl UmaConfig {
             }
         }
         let model_id = match top.get("model_id")? {
-            Some(id) => Some(id.text()?.trim().to_owned()).filter(|id| !id.is_empty()),
             None => None,
+            Some(value) => {
+                let id = value.text()?.trim();
+                if id.len() > 128 || id.contains(char::is_control) {
+                    return Err(value.error("this is not a name").into());
+                }
+                Some(id.to_owned()).filter(|id| !id.is_empty())
+            }
         };
         let supports_single_atoms = top.flag("supports_single_atoms", false)?;
         let Some(backbone) = top.get("backbone")? else {

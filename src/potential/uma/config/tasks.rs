@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::read::unsupported;
+use super::read::{is_dataset_name, unsupported};
 use super::{Normalizer, Task};
 use crate::potential::uma::checkpoint::CheckpointError;
 use crate::potential::uma::checkpoint::omegaconf::Config;
@@ -49,6 +49,11 @@ pub(super) fn read(tasks: &Config<'_>) -> Read<BTreeMap<String, Task>> {
                 .into());
         }
         for name in names {
+            if !is_dataset_name(name) {
+                return Err(datasets
+                    .error(format!("{name:?} is not a name for a dataset"))
+                    .into());
+            }
             let draft = drafts.entry(name.to_owned()).or_default();
             let twice = match property {
                 "energy" => draft
