@@ -9,7 +9,7 @@
 //!
 //! Bounds: every opcode is at least one byte and takes constant time (plus the length of its own
 //! argument), so a program of `n` bytes ends after at most `n` steps; strings stay ranges of the
-//! input; what the arena, the stack and the memo hold is at most [`MEMORY_FACTOR`] bytes per byte
+//! input; what the arena, the stack and the memo hold is at most `MEMORY_FACTOR` bytes per byte
 //! of input, beyond which the program is refused.
 
 use std::cell::Cell;
