@@ -33,14 +33,14 @@ impl MappedFile {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
+        // Before opening: a named pipe would wait for its writer.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(CheckpointError::Archive(
                 "it is not a regular file".to_owned(),
             ));
         }
-        if metadata.len() == 0 {
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() == 0 {
             return Err(CheckpointError::Archive("the file is empty".to_owned()));
         }
         // SAFETY: the map is private and read-only and this process never writes to the file.

@@ -14,6 +14,7 @@ pub mod pickle;
 pub mod tensor;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -70,7 +71,7 @@ pub enum CheckpointError {
 }
 
 /// An open checkpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Checkpoint {
     /// The file it was read from.
     pub path: PathBuf,
@@ -84,6 +85,17 @@ pub struct Checkpoint {
     /// EMA weights by name, without `module.`.
     pub tensors: BTreeMap<String, TensorView>,
     file: Arc<MappedFile>,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("name", &self.config.name)
+            .field("digest", &self.digest)
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Checkpoint {
@@ -121,6 +133,12 @@ impl Checkpoint {
             &Config::new(&pickle, root.model_config, "model_config")?,
             &Config::new(&pickle, root.tasks_config, "tasks_config")?,
         )?;
+        if !config.ignored.is_empty() {
+            tracing::warn!(
+                "options of the checkpoint that this program does not know are ignored: {}",
+                config.ignored.join(", ")
+            );
+        }
         let described = describe_tensors(&pickle, root.ema_state_dict)?;
         check_names(&described, &config)?;
         let (tensors, storages) = locate_tensors(described, &mut archive)?;

@@ -16,8 +16,10 @@ use super::pickle::{Pickle, Value};
 const MAX_KEYS: usize = 4096;
 /// Longest list that is read as configuration.
 const MAX_ELEMENTS: usize = 4096;
-/// OmegaConf objects around one value, parents up to the root, interpolations of interpolations.
+/// OmegaConf objects around one value, parents up to the root.
 const MAX_DEPTH: usize = 64;
+/// Interpolations that one value may lead to, all together.
+const MAX_INTERPOLATIONS: usize = 16;
 
 /// A configuration value that is missing or not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +51,7 @@ impl<'p> Config<'p> {
     /// The value at `value`, called `path` in errors.
     pub fn new(pickle: &'p Pickle<'p>, value: Value, path: impl Into<String>) -> Read<Self> {
         let path = path.into();
-        match peel(pickle, value, 0) {
+        match peel(pickle, value, &mut 0) {
             Ok(value) => Ok(Self {
                 pickle,
                 value,
@@ -122,6 +124,7 @@ impl<'p> Config<'p> {
         if pairs.len() > MAX_KEYS {
             return Err(self.error(format!("a mapping of more than {MAX_KEYS} keys")));
         }
+        self.spend(pairs.len())?;
         let mut entries: Vec<(&'p str, Config<'p>)> = Vec::with_capacity(pairs.len());
         let mut place = std::collections::HashMap::with_capacity(pairs.len());
         for &(key, value) in pairs {
@@ -147,6 +150,7 @@ impl<'p> Config<'p> {
         if pairs.len() > MAX_KEYS {
             return Err(self.error(format!("a mapping of more than {MAX_KEYS} keys")));
         }
+        self.spend(pairs.len())?;
         pairs
             .iter()
             .map(|&(key, _)| {
@@ -164,6 +168,7 @@ impl<'p> Config<'p> {
         if items.len() > MAX_ELEMENTS {
             return Err(self.error(format!("a list of more than {MAX_ELEMENTS} elements")));
         }
+        self.spend(items.len())?;
         items
             .iter()
             .enumerate()
@@ -216,6 +221,12 @@ impl<'p> Config<'p> {
         self.elements()?.iter().map(Config::text).collect()
     }
 
+    fn spend(&self, steps: usize) -> Read<()> {
+        self.pickle
+            .spend(steps)
+            .map_err(|problem| self.error(problem))
+    }
+
     fn child(&self, key: &str) -> String {
         format!("{}.{}", self.path, short(key))
     }
@@ -234,6 +245,7 @@ fn lookup(
     if pairs.len() > MAX_KEYS {
         return Err(format!("a mapping of more than {MAX_KEYS} keys"));
     }
+    pickle.spend(pairs.len())?;
     Ok(pairs
         .iter()
         .rev()
@@ -251,7 +263,11 @@ fn omegaconf_state<'p>(pickle: &'p Pickle<'p>, value: Value) -> Option<&'p [(Val
 }
 
 /// The plain value behind OmegaConf objects and interpolations.
-fn peel(pickle: &Pickle<'_>, mut value: Value, interpolations: usize) -> Result<Value, String> {
+fn peel(
+    pickle: &Pickle<'_>,
+    mut value: Value,
+    interpolations: &mut usize,
+) -> Result<Value, String> {
     let mut owner = None;
     for _ in 0..MAX_DEPTH {
         if let Some(state) = omegaconf_state(pickle, value) {
@@ -285,12 +301,13 @@ fn interpolate(
     pickle: &Pickle<'_>,
     owner: Option<Value>,
     text: &str,
-    interpolations: usize,
+    interpolations: &mut usize,
 ) -> Result<Value, String> {
     let refuse = |why: &str| Err(format!("interpolation {:?}: {why}", short(text)));
-    // Each level of recursion is one interpolation.
-    if interpolations >= 16 {
-        return refuse("it leads to more than 16 others");
+    // The count bounds the recursion and, because it is shared, the whole tree of it.
+    *interpolations += 1;
+    if *interpolations > MAX_INTERPOLATIONS {
+        return refuse("it leads to too many others");
     }
     let Some(key) = text.strip_prefix("${").and_then(|t| t.strip_suffix('}')) else {
         return refuse("only a whole value may be an interpolation");
@@ -314,7 +331,8 @@ fn interpolate(
         }
     }
     for part in key.split('.') {
-        let container = peel(pickle, node, interpolations + 1)?;
+        pickle.spend(1)?;
+        let container = peel(pickle, node, interpolations)?;
         let next = match (pickle.dict(container), pickle.sequence(container)) {
             (Some(pairs), _) => lookup(pickle, pairs, part)?,
             (_, Some(items)) => part.parse().ok().and_then(|i: usize| items.get(i).copied()),
@@ -325,5 +343,5 @@ fn interpolate(
             None => return refuse("there is no such key"),
         }
     }
-    peel(pickle, node, interpolations + 1)
+    peel(pickle, node, interpolations)
 }

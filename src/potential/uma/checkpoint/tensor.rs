@@ -296,3 +296,92 @@ impl TensorView {
             .release(self.range().unwrap_or_else(|| self.storage.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A view of numbers written to a file of their own.
+    fn view(
+        bytes: &[u8],
+        dtype: DType,
+        shape: &[usize],
+        strides: &[usize],
+        offset: usize,
+    ) -> Result<TensorView, String> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), bytes).expect("writing");
+        let map = Arc::new(MappedFile::open(file.path()).expect("mapping"));
+        let storage = 0..bytes.len();
+        TensorView::new(map, storage, dtype, shape.into(), strides.into(), offset)
+    }
+
+    fn floats(n: usize) -> Vec<u8> {
+        (0..n).flat_map(|i| (i as f32).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn strides_and_offset_are_honoured() {
+        let bytes = floats(24);
+        // Column-major 3 x 4 from number 2 on.
+        let t = view(&bytes, DType::F32, &[3, 4], &[1, 3], 2).expect("a view");
+        assert!(!t.is_contiguous() && t.as_f32_slice().is_none());
+        let expected = [2, 5, 8, 11, 3, 6, 9, 12, 4, 7, 10, 13].map(|i| i as f64);
+        assert_eq!(t.to_vec::<f64>(), expected);
+        let row = t.at(1).expect("a row");
+        assert_eq!(row.to_vec::<f32>(), [3.0, 6.0, 9.0, 12.0]);
+        // Row-major from number 12 on: contiguous, in place.
+        let t = view(&bytes, DType::F32, &[2, 1, 6], &[6, 99, 1], 12).expect("a view");
+        assert!(t.is_contiguous());
+        assert_eq!(t.as_f32_slice().expect("in place")[0], 12.0);
+        assert_eq!(t.at(1).expect("half").to_vec::<f64>()[5], 23.0);
+        // A scalar, and nothing.
+        let t = view(&bytes, DType::F32, &[], &[], 23).expect("a scalar");
+        assert_eq!(t.to_vec::<f64>(), [23.0]);
+        assert!(t.at(0).is_none());
+        let t = view(&bytes, DType::F32, &[0, 7], &[7, 1], 500).expect("nothing");
+        assert!(t.is_empty() && t.to_vec::<f64>().is_empty());
+    }
+
+    #[test]
+    fn views_beyond_their_storage_are_refused() {
+        let bytes = floats(24);
+        for (shape, strides, offset) in [
+            (&[25][..], &[1][..], 0),
+            (&[24], &[1], 1),
+            (&[2], &[24], 0),
+            (&[5, 5], &[0, 1], 0),
+            (&[usize::MAX, 2], &[1, 1], 0),
+            (&[2, 2], &[usize::MAX, usize::MAX], 1),
+            (&[1], &[1], usize::MAX),
+            (&[1, 1], &[1], 0),
+        ] {
+            let refused = view(&bytes, DType::F32, shape, strides, offset);
+            assert!(refused.is_err(), "{shape:?} {strides:?} {offset}");
+        }
+    }
+
+    #[test]
+    fn every_number_format_is_converted() {
+        let check = |dtype: DType, bytes: &[u8], expected: &[f64]| {
+            let n = expected.len();
+            let t = view(bytes, dtype, &[n], &[1], 0).expect("a view");
+            assert_eq!(t.to_vec::<f64>(), expected, "{dtype:?}");
+            // The same through the strided path, in single precision.
+            let t = view(bytes, dtype, &[1, n], &[0, 1], 0).expect("a view");
+            let single: Vec<f32> = expected.iter().map(|&x| x as f32).collect();
+            assert_eq!(t.to_vec::<f32>(), single, "{dtype:?}");
+        };
+        // 1.5, -2, the smallest subnormal.
+        check(
+            DType::F16,
+            &[0x00, 0x3e, 0x00, 0xc0, 0x01, 0x00],
+            &[1.5, -2.0, 2f64.powi(-24)],
+        );
+        check(DType::BF16, &[0xc0, 0x3f, 0x00, 0xc0], &[1.5, -2.0]);
+        check(DType::F64, &0.1f64.to_le_bytes(), &[0.1]);
+        check(DType::I64, &(-7i64).to_le_bytes(), &[-7.0]);
+        check(DType::I32, &(-7i32).to_le_bytes(), &[-7.0]);
+        check(DType::Bool, &[0, 1, 2], &[0.0, 1.0, 1.0]);
+    }
+}

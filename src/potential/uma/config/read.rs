@@ -1,16 +1,12 @@
 //! Reads the model configuration of a checkpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
-
+use super::head::head;
+use super::section::{Read, Section, class_name, datasets, unsupported};
 use super::{
-    Activation, ChargeSpinEmbedding, FeedForward, Generation, Head, Norm, UmaConfig, Unsupported,
-    tasks,
+    Activation, ChargeSpinEmbedding, FeedForward, Generation, Norm, UmaConfig, Unsupported, tasks,
 };
 use crate::potential::uma::checkpoint::CheckpointError;
 use crate::potential::uma::checkpoint::omegaconf::Config;
-
-type Read<T> = Result<T, CheckpointError>;
 
 /// Bounds of the sizes in a configuration: far above every published model, low enough that the
 /// products formed with them cannot overflow.
@@ -20,7 +16,6 @@ const MAX_LAYERS: usize = 256;
 const MAX_EXPERTS: usize = 1 << 14;
 const MAX_BASIS: usize = 1 << 16;
 const MAX_ELEMENTS: usize = 1 << 10;
-const MAX_DATASETS: usize = 256;
 const MAX_NEIGHBORS: usize = 1 << 20;
 const MAX_CUTOFF_ANGSTROM: f64 = 100.0;
 
@@ -50,187 +45,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "use_quaternion_wigner",
 ];
 
-pub(super) fn unsupported(value: &Config<'_>, reason: impl Into<String>) -> CheckpointError {
-    CheckpointError::Unsupported(Unsupported {
-        option: value.path().to_owned(),
-        found: value.describe(),
-        reason: reason.into(),
-    })
-}
-
-/// Last part of a dotted class path: classes moved between modules from release to release.
-fn class_name(path: &str) -> &str {
-    path.rsplit('.').next().unwrap_or(path)
-}
-
-/// One mapping of the configuration and which of its keys have been read.
-struct Section<'p> {
-    config: Config<'p>,
-    known: BTreeSet<&'static str>,
-}
-
-impl<'p> Section<'p> {
-    fn new(config: Config<'p>) -> Read<Self> {
-        if !config.is_mapping() {
-            return Err(config
-                .error(format!("expected a mapping, found {}", config.describe()))
-                .into());
-        }
-        Ok(Self {
-            config,
-            known: BTreeSet::new(),
-        })
-    }
-
-    fn get(&mut self, key: &'static str) -> Read<Option<Config<'p>>> {
-        self.known.insert(key);
-        Ok(self.config.given(key)?)
-    }
-
-    fn flag(&mut self, key: &'static str, default: bool) -> Read<bool> {
-        Ok(match self.get(key)? {
-            Some(value) => value.bool()?,
-            None => default,
-        })
-    }
-
-    fn size(&mut self, key: &'static str, default: usize, allowed: Range<usize>) -> Read<usize> {
-        let Some(value) = self.get(key)? else {
-            return Ok(default);
-        };
-        let number = value.integer()?;
-        match usize::try_from(number) {
-            Ok(number) if allowed.contains(&number) => Ok(number),
-            _ => Err(value
-                .error(format!(
-                    "{number} is outside of {} to {}",
-                    allowed.start,
-                    allowed.end - 1
-                ))
-                .into()),
-        }
-    }
-
-    /// One of several words.
-    fn choice<T: Copy>(&mut self, key: &'static str, default: T, words: &[(&str, T)]) -> Read<T> {
-        let Some(value) = self.get(key)? else {
-            return Ok(default);
-        };
-        let word = value.text()?;
-        match words.iter().find(|(w, _)| *w == word) {
-            Some((_, choice)) => Ok(*choice),
-            None => {
-                let known: Vec<&str> = words.iter().map(|(w, _)| *w).collect();
-                Err(unsupported(
-                    &value,
-                    format!("this program knows {}", known.join(", ")),
-                ))
-            }
-        }
-    }
-
-    /// Channels given as a list of consecutive numbers below `channels`.
-    fn channels(&mut self, key: &'static str, channels: usize) -> Read<Range<usize>> {
-        let Some(value) = self.get(key)? else {
-            return Ok(0..0);
-        };
-        let mut numbers = Vec::new();
-        for element in value.elements()? {
-            let number = element.integer()?;
-            match usize::try_from(number) {
-                Ok(number) if number < channels => numbers.push(number),
-                _ => {
-                    return Err(element
-                        .error(format!("channel {number} is not one of {channels}"))
-                        .into());
-                }
-            }
-        }
-        numbers.sort_unstable();
-        let Some(&first) = numbers.first() else {
-            return Ok(0..0);
-        };
-        if numbers.iter().enumerate().any(|(i, &n)| n != first + i) {
-            return Err(value
-                .error(format!("the channels {numbers:?} are not consecutive"))
-                .into());
-        }
-        Ok(first..first + numbers.len())
-    }
-
-    /// Keys that nobody asked for.
-    fn ignored(&self, also_known: &[&str]) -> Read<Vec<String>> {
-        let mut ignored = Vec::new();
-        for key in self.config.keys()? {
-            if !self.known.contains(key) && !also_known.contains(&key) {
-                ignored.push(format!("{}.{key}", self.config.path()));
-            }
-        }
-        Ok(ignored)
-    }
-}
-
-/// A dataset mapping, given as a mapping or (older files) as a list of names.
-fn datasets(
-    section: &mut Section<'_>,
-    list_key: &'static str,
-    required: bool,
-) -> Read<BTreeMap<String, String>> {
-    let list = section.get(list_key)?;
-    let mapping = section.get("dataset_mapping")?;
-    let mut datasets = BTreeMap::new();
-    match (list, mapping) {
-        (Some(_), Some(mapping)) => {
-            return Err(mapping
-                .error(format!("given together with `{list_key}`"))
-                .into());
-        }
-        (Some(list), None) => {
-            for name in list.texts()? {
-                datasets.insert(name.to_owned(), name.to_owned());
-            }
-        }
-        (None, Some(mapping)) => {
-            for (name, target) in mapping.entries()? {
-                datasets.insert(name.to_owned(), target.text()?.to_owned());
-            }
-            if let Some(target) = datasets.values().find(|t| !datasets.contains_key(*t)) {
-                return Err(mapping
-                    .error(format!("{target:?} is not itself a dataset of the mapping"))
-                    .into());
-            }
-        }
-        (None, None) if !required => {}
-        (None, None) => {
-            return Err(section
-                .config
-                .error(format!(
-                    "neither `dataset_mapping` nor `{list_key}` is given"
-                ))
-                .into());
-        }
-    }
-    if required && datasets.is_empty() {
-        return Err(section.config.error("the list of datasets is empty").into());
-    }
-    if datasets.len() > MAX_DATASETS {
-        return Err(section
-            .config
-            .error(format!("more than {MAX_DATASETS} datasets"))
-            .into());
-    }
-    if let Some(name) = datasets
-        .keys()
-        .find(|name| name.is_empty() || name.len() > 64 || name.contains('.'))
-    {
-        return Err(section
-            .config
-            .error(format!("{name:?} is not a name for a dataset"))
-            .into());
-    }
-    Ok(datasets)
-}
-
 impl UmaConfig {
     /// Reads `model_config` and `tasks_config` of a checkpoint.
     pub(crate) fn read(model: &Config<'_>, tasks_config: &Config<'_>) -> Read<Self> {
@@ -245,8 +59,14 @@ impl UmaConfig {
             }
         }
         let model_id = match top.get("model_id")? {
-            Some(id) => Some(id.text()?.trim().to_owned()).filter(|id| !id.is_empty()),
             None => None,
+            Some(value) => {
+                let id = value.text()?.trim();
+                if id.len() > 128 || id.contains(char::is_control) {
+                    return Err(value.error("this is not a name").into());
+                }
+                Some(id.to_owned()).filter(|id| !id.is_empty())
+            }
         };
         let supports_single_atoms = top.flag("supports_single_atoms", false)?;
         let Some(backbone) = top.get("backbone")? else {
@@ -305,9 +125,9 @@ impl UmaConfig {
                 ("grid", FeedForward::Grid),
             ],
         )?;
-        let grid_resolution = match backbone.size("grid_resolution", 0, 1..1 << 10)? {
-            0 => None,
-            n => Some(n),
+        let grid_resolution = match backbone.get("grid_resolution")? {
+            None => None,
+            Some(_) => Some(backbone.size("grid_resolution", 0, 1..1 << 10)?),
         };
         let charge_spin_embedding = backbone.choice(
             "chg_spin_emb_type",
@@ -534,118 +354,4 @@ fn generation(
                  uma-s-1p1 or later"
             .to_owned(),
     }))
-}
-
-/// The one energy head.
-fn head(top: &mut Section<'_>) -> Read<Head> {
-    let Some(heads) = top.get("heads")? else {
-        return Err(top.config.error("key `heads` is missing").into());
-    };
-    let mut entries = heads.entries()?;
-    // A head for directly predicted forces or stress says best why a model is refused.
-    for (_, entry) in &entries {
-        for key in ["module", "head_cls"] {
-            if let Some(class) = entry.given(key)? {
-                refuse_head_class(&class)?;
-            }
-        }
-    }
-    let (name, entry) = match entries.pop() {
-        Some(entry) if entries.is_empty() => entry,
-        _ => {
-            return Err(unsupported(
-                &heads,
-                format!(
-                    "there must be exactly one output head, found {}",
-                    heads.keys()?.len()
-                ),
-            ));
-        }
-    };
-    if name.is_empty() || name.contains('.') {
-        return Err(heads
-            .error(format!("{name:?} is not a name for a head"))
-            .into());
-    }
-    let mut section = Section::new(entry)?;
-    let Some(module) = section.get("module")? else {
-        return Err(section.config.error("key `module` is missing").into());
-    };
-    section.known.extend(["wrap_property", "prefix"]);
-    let wrapped = class_name(module.text()?).to_owned();
-    let prefix = match wrapped.as_str() {
-        "MLP_EFS_Head" => {
-            refuse_mean(&mut section)?;
-            return Ok(Head {
-                prefix: format!("output_heads.{name}.energy_block"),
-                experts: None,
-                expert_of: BTreeMap::new(),
-                datasets: Vec::new(),
-            });
-        }
-        _ => format!("output_heads.{name}.head.energy_block"),
-    };
-    let Some(class) = section.get("head_cls")? else {
-        return Err(section.config.error("key `head_cls` is missing").into());
-    };
-    refuse_head_class(&class)?;
-    if class_name(class.text()?) != "MLP_EFS_Head" {
-        return Err(unsupported(&class, "the inner head must be MLP_EFS_Head"));
-    }
-    if let Some(arguments) = section.get("head_kwargs")? {
-        refuse_mean(&mut Section::new(arguments)?)?;
-    }
-    let mapping = datasets(&mut section, "dataset_names", true)?;
-    let names = mapping.keys().cloned().collect();
-    if wrapped == "DatasetSpecificSingleHeadWrapper" {
-        return Ok(Head {
-            prefix,
-            experts: None,
-            expert_of: BTreeMap::new(),
-            datasets: names,
-        });
-    }
-    // Expert of a dataset: alphabetical rank of its target among the distinct targets. Experts
-    // stored: one per key.
-    let targets: BTreeSet<&String> = mapping.values().collect();
-    let expert_of = mapping
-        .iter()
-        .map(|(name, target)| (name.clone(), targets.range::<String, _>(..target).count()))
-        .collect();
-    Ok(Head {
-        prefix,
-        experts: Some(mapping.len()),
-        expert_of,
-        datasets: names,
-    })
-}
-
-fn refuse_head_class(class: &Config<'_>) -> Read<()> {
-    match class_name(class.text()?) {
-        "MLP_EFS_Head" | "DatasetSpecificSingleHeadWrapper" | "DatasetSpecificMoEWrapper" => Ok(()),
-        "Linear_Force_Head" | "MLP_Stress_Head" => Err(unsupported(
-            class,
-            "a head for directly predicted forces or stress",
-        )),
-        "MLP_Energy_Head" | "Linear_Energy_Head" => Err(unsupported(
-            class,
-            "an energy head of models with directly predicted forces",
-        )),
-        _ => Err(unsupported(
-            class,
-            "this program knows MLP_EFS_Head and its wrappers DatasetSpecificSingleHeadWrapper \
-             and DatasetSpecificMoEWrapper",
-        )),
-    }
-}
-
-/// The energy of a system is the sum over its atoms.
-fn refuse_mean(arguments: &mut Section<'_>) -> Read<()> {
-    match arguments.get("reduce")? {
-        Some(reduce) if reduce.text()? != "sum" => Err(unsupported(
-            &reduce,
-            "the energy must be the sum over atoms",
-        )),
-        _ => Ok(()),
-    }
 }

@@ -2,12 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::read::unsupported;
+use super::section::{Read, is_dataset_name, unsupported};
 use super::{Normalizer, Task};
-use crate::potential::uma::checkpoint::CheckpointError;
 use crate::potential::uma::checkpoint::omegaconf::Config;
-
-type Read<T> = Result<T, CheckpointError>;
 
 /// Longest accepted table of element references.
 const MAX_REFERENCES: usize = 1 << 10;
@@ -49,6 +46,11 @@ pub(super) fn read(tasks: &Config<'_>) -> Read<BTreeMap<String, Task>> {
                 .into());
         }
         for name in names {
+            if !is_dataset_name(name) {
+                return Err(datasets
+                    .error(format!("{name:?} is not a name for a dataset"))
+                    .into());
+            }
             let draft = drafts.entry(name.to_owned()).or_default();
             let twice = match property {
                 "energy" => draft
