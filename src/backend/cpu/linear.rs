@@ -52,7 +52,7 @@ pub(super) fn forward<T: Real>(
     }
     let stride = run.program.width(x);
     matmul(
-        (rows, w.out, w.input),
+        rows,
         run.value(frame, tile, x),
         stride,
         &w.forward,
@@ -105,7 +105,7 @@ pub(super) fn backward<T: Real>(
     let x_bar = frame.take(x);
     let stride = run.program.width(x);
     matmul(
-        (tile.rows.len(), w.input, w.out),
+        tile.rows.len(),
         y_bar,
         w.out,
         &w.backward,
@@ -147,7 +147,7 @@ pub(super) fn per_degree_forward<T: Real>(
     for (row, l) in run.layout.row_degree().enumerate() {
         let w = &maps[l];
         matmul(
-            (tile.rows.len(), w.out, w.input),
+            tile.rows.len(),
             &x[row * channels_in..],
             stride_in,
             &w.forward,
@@ -183,7 +183,7 @@ pub(super) fn per_degree_backward<T: Real>(
     for (row, l) in run.layout.row_degree().enumerate() {
         let w = &maps[l];
         matmul(
-            (tile.rows.len(), w.input, w.out),
+            tile.rows.len(),
             &y_bar[row * channels_out..],
             stride_out,
             &w.backward,

@@ -2,39 +2,74 @@
 
 use super::geometry::gaussian_basis;
 use super::matmul::matmul;
-use super::real::{Real, dot, silu, silu_slope, sum, vectorised};
+use super::real::{Real, add_lanes, lanes, lanes_mut, silu, silu_slope, vectorised, with_lanes};
 use super::run::{Frame, Run, SUMS, Tile};
 use crate::nn::Buf;
 use crate::nn::op::RadialMlp;
 
 const EPSILON: f64 = 1e-5;
 
-/// Mean and 1 / sqrt(variance + eps).
+/// Adds up groups of numbers.
 #[inline(always)]
-fn moments<T: Real>(x: &[T], centred: &mut [T]) -> T {
-    let n = T::from_f64(1.0 / x.len() as f64);
-    let mean = sum(x) * n;
-    for (z, &x) in centred.iter_mut().zip(x) {
-        *z = x - mean;
+fn total<T: Real, const W: usize>(x: &[[T; W]]) -> T {
+    let mut sum = [T::ZERO; W];
+    for x in x {
+        for i in 0..W {
+            sum[i] += x[i];
+        }
     }
-    dot(centred, centred)
+    add_lanes(sum)
+}
+
+/// Writes (x - mean) / sqrt(variance + eps); returns the factor.
+#[inline(always)]
+fn normalise<T: Real, const W: usize>(x: &[[T; W]], n: T, z: &mut [[T; W]]) -> T {
+    let mean = total(x) * n;
+    let mut square = [T::ZERO; W];
+    for (z, x) in z.iter_mut().zip(x) {
+        for i in 0..W {
+            z[i] = x[i] - mean;
+            square[i] = z[i].mul_add(z[i], square[i]);
+        }
+    }
+    let factor = add_lanes(square)
         .mul_add(n, T::from_f64(EPSILON))
-        .inverse_sqrt()
+        .inverse_sqrt();
+    for z in z.iter_mut() {
+        for i in 0..W {
+            z[i] *= factor;
+        }
+    }
+    factor
 }
 
 /// SiLU(LayerNorm(x)), row by row.
 fn norm_silu<T: Real>(width: usize, x: &[T], (weight, bias): (&[T], &[T]), out: &mut [T]) {
     vectorised(
         #[inline(always)]
-        || {
-            for (x, y) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-                let scale = moments(x, y);
-                for c in 0..width {
-                    y[c] = silu((y[c] * scale).mul_add(weight[c], bias[c]));
-                }
-            }
-        },
+        || with_lanes!(width, norm_silu_lanes::<T>(width, x, weight, bias, out)),
     );
+}
+
+#[inline(always)]
+fn norm_silu_lanes<T: Real, const W: usize>(
+    width: usize,
+    x: &[T],
+    weight: &[T],
+    bias: &[T],
+    out: &mut [T],
+) {
+    let n = T::from_f64(1.0 / width as f64);
+    let (weight, bias) = (lanes::<T, W>(weight), lanes::<T, W>(bias));
+    for (x, y) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let (x, y) = (lanes::<T, W>(x), lanes_mut::<T, W>(y));
+        normalise(x, n, y);
+        for ((y, w), b) in y.iter_mut().zip(weight).zip(bias) {
+            for i in 0..W {
+                y[i] = silu(y[i].mul_add(w[i], b[i]));
+            }
+        }
+    }
 }
 
 /// Turns the gradient of SiLU(LayerNorm(x)) into that of x, in place.
@@ -47,22 +82,43 @@ fn norm_silu_backward<T: Real>(
     vectorised(
         #[inline(always)]
         || {
-            let n = T::from_f64(1.0 / width as f64);
-            let mut z = vec![T::ZERO; width];
-            for (x, g) in x.chunks_exact(width).zip(gradient.chunks_exact_mut(width)) {
-                let scale = moments(x, &mut z);
-                for c in 0..width {
-                    z[c] *= scale;
-                    g[c] *= silu_slope(z[c].mul_add(weight[c], bias[c])) * weight[c];
-                }
-                let mean = sum(g) * n;
-                let along = dot(g, &z) * n;
-                for c in 0..width {
-                    g[c] = scale * (g[c] - mean - z[c] * along);
-                }
-            }
+            with_lanes!(
+                width,
+                norm_silu_backward_lanes::<T>(width, x, weight, bias, gradient)
+            )
         },
     );
+}
+
+#[inline(always)]
+fn norm_silu_backward_lanes<T: Real, const W: usize>(
+    width: usize,
+    x: &[T],
+    weight: &[T],
+    bias: &[T],
+    gradient: &mut [T],
+) {
+    let n = T::from_f64(1.0 / width as f64);
+    let (weight, bias) = (lanes::<T, W>(weight), lanes::<T, W>(bias));
+    let mut z = vec![[T::ZERO; W]; width / W];
+    for (x, g) in x.chunks_exact(width).zip(gradient.chunks_exact_mut(width)) {
+        let (x, g) = (lanes::<T, W>(x), lanes_mut::<T, W>(g));
+        let factor = normalise(x, n, &mut z);
+        let mut along = [T::ZERO; W];
+        for (((g, z), w), b) in g.iter_mut().zip(&z).zip(weight).zip(bias) {
+            for i in 0..W {
+                g[i] *= silu_slope(z[i].mul_add(w[i], b[i])) * w[i];
+                along[i] = g[i].mul_add(z[i], along[i]);
+            }
+        }
+        let mean = total(g) * n;
+        let along = add_lanes(along) * n;
+        for (g, z) in g.iter_mut().zip(&z) {
+            for i in 0..W {
+                g[i] = factor * (g[i] - mean - z[i] * along);
+            }
+        }
+    }
 }
 
 /// See [`Op::Radial`](crate::nn::Op::Radial).
@@ -94,7 +150,7 @@ pub(super) fn forward<T: Real>(
     }
     let gaussians = &run.geometry.gaussians[tile.rows.start * basis..tile.rows.end * basis];
     matmul(
-        (rows, hidden, basis),
+        rows,
         gaussians,
         basis,
         &tables.gaussians.forward,
@@ -117,15 +173,7 @@ pub(super) fn forward<T: Real>(
         row.copy_from_slice(plain(mlp.second.1));
     }
     let w = linear(mlp.second.0);
-    matmul(
-        (rows, hidden, hidden),
-        &activated,
-        hidden,
-        &w.forward,
-        h2,
-        hidden,
-        true,
-    );
+    matmul(rows, &activated, hidden, &w.forward, h2, hidden, true);
     norm_silu(
         hidden,
         h2,
@@ -139,15 +187,7 @@ pub(super) fn forward<T: Real>(
     for row in y.chunks_exact_mut(w.out) {
         row.copy_from_slice(plain(mlp.third.1));
     }
-    matmul(
-        (rows, w.out, hidden),
-        &activated,
-        hidden,
-        &w.forward,
-        y,
-        w.out,
-        true,
-    );
+    matmul(rows, &activated, hidden, &w.forward, y, w.out, true);
     frame.put(out, y);
 }
 
@@ -173,36 +213,20 @@ pub(super) fn backward<T: Real>(
     let y_bar = frame.take(out);
     let mut g2 = vec![T::ZERO; rows * hidden];
     let w = linear(mlp.third.0);
-    matmul(
-        (rows, hidden, w.out),
-        y_bar,
-        w.out,
-        &w.backward,
-        &mut g2,
-        hidden,
-        false,
-    );
+    matmul(rows, y_bar, w.out, &w.backward, &mut g2, hidden, false);
     frame.put(out, y_bar);
     let norm_2 = (plain(mlp.norm_2.0), plain(mlp.norm_2.1));
     norm_silu_backward(hidden, run.value(values, tile, hidden_2), norm_2, &mut g2);
 
     let mut g1 = vec![T::ZERO; rows * hidden];
     let w = linear(mlp.second.0);
-    matmul(
-        (rows, hidden, hidden),
-        &g2,
-        hidden,
-        &w.backward,
-        &mut g1,
-        hidden,
-        false,
-    );
+    matmul(rows, &g2, hidden, &w.backward, &mut g1, hidden, false);
     let norm_1 = (plain(mlp.norm_1.0), plain(mlp.norm_1.1));
     norm_silu_backward(hidden, run.value(values, tile, hidden_1), norm_1, &mut g1);
 
     let mut g0 = vec![T::ZERO; rows * basis];
     matmul(
-        (rows, basis, hidden),
+        rows,
         &g1,
         hidden,
         &tables.gaussians.backward,
@@ -216,14 +240,21 @@ pub(super) fn backward<T: Real>(
         .as_deref_mut()
         .expect("edge segments carry the sums");
     let gaussians = &run.geometry.gaussians;
-    for (i, e) in tile.rows.clone().enumerate() {
-        let d = run.geometry.distance[e];
-        let mut slope = T::ZERO;
-        for k in 0..basis {
-            // d/dd exp(c (d - mu)^2) = 2 c (d - mu) exp(...)
-            let factor = T::from_f64(2.0 * exponent * (d - k as f64 * spacing));
-            slope = (g0[i * basis + k] * factor).mul_add(gaussians[e * basis + k], slope);
-        }
-        sums[i * SUMS] += slope;
-    }
+    vectorised(
+        #[inline(always)]
+        || {
+            for (i, e) in tile.rows.clone().enumerate() {
+                let d = run.geometry.distance[e];
+                let g0 = &g0[i * basis..][..basis];
+                let gaussians = &gaussians[e * basis..][..basis];
+                let mut slope = T::ZERO;
+                for k in 0..basis {
+                    // d/dd exp(c (d - mu)^2) = 2 c (d - mu) exp(...)
+                    let factor = T::from_f64(2.0 * exponent * (d - k as f64 * spacing));
+                    slope = (g0[k] * factor).mul_add(gaussians[k], slope);
+                }
+                sums[i * SUMS] += slope;
+            }
+        },
+    );
 }

@@ -536,7 +536,6 @@ fn scatter_backward_lanes<T: Real, const W: usize>(
         let k_bar = &mut message_bar[i * width..][..width];
         let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
         let p = geometry.envelope[e];
-        let mut along = [T::ZERO; W];
         rotate_in(
             layout,
             wigner,
@@ -544,11 +543,15 @@ fn scatter_backward_lanes<T: Real, const W: usize>(
             #[inline(always)]
             |row, g| y_bar[row * groups + g],
             #[inline(always)]
-            |row, g, values| {
-                along = product_plus(&values, &k[row * groups + g], &along);
-                k_bar[row * groups + g] = scaled(p, &values);
-            },
+            |row, g, values| k_bar[row * groups + g] = values,
         );
+        let mut along = [T::ZERO; W];
+        for (k_bar, k) in k_bar.iter_mut().zip(k) {
+            for i in 0..W {
+                along[i] = k_bar[i].mul_add(k[i], along[i]);
+                k_bar[i] *= p;
+            }
+        }
         sums[i * SUMS + 1] += add_lanes(along);
         rotate_out(
             layout,

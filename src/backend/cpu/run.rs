@@ -19,7 +19,9 @@ use std::sync::{Arc, Mutex};
 const EDGE_TILE_BYTES: usize = 2 << 20;
 /// Fewest and most edges per tile: the matrix products need some rows to run near their peak, and
 /// small systems must still give every thread something to do.
-const EDGE_TILE: std::ops::RangeInclusive<usize> = 96..=256;
+const EDGE_TILE: std::ops::RangeInclusive<usize> = 96..=384;
+/// Rows that the library's widest kernel takes at once.
+const KERNEL_ROWS: usize = 6;
 /// Atoms per tile.
 const ATOM_TILE: usize = 32;
 /// Memory for mixed weights, bytes. At UMA-S sizes one composition takes 44 MB in f32.
@@ -183,10 +185,11 @@ impl<T: Real> CpuBackend<T> {
         source: Arc<dyn WeightSource>,
         keep_bytes: usize,
     ) -> CpuBackend<T> {
+        super::matmul::use_panels_in_place();
         // The widest operation's input and output bound what is in use at once.
         let widest = program.buffers.iter().filter(|b| b.domain == Domain::Edge);
         let widest = widest.map(|b| b.width).max().unwrap_or(1);
-        let edge_tile = (EDGE_TILE_BYTES / (2 * widest * size_of::<T>()).max(1)) & !15;
+        let edge_tile = EDGE_TILE_BYTES / (2 * widest * size_of::<T>()).max(1);
         let edge_tile = edge_tile.clamp(*EDGE_TILE.start(), *EDGE_TILE.end());
         CpuBackend {
             schedule: Schedule::new(&program),
@@ -625,7 +628,7 @@ impl<T: Real> Run<'_, T> {
         let mut tiles = Vec::new();
         for (system, s) in self.systems.iter().enumerate() {
             let (rows, step) = match grain {
-                Grain::Edges => (&s.edges, edge_tile),
+                Grain::Edges => (&s.edges, even_step(s.edges.len(), edge_tile)),
                 Grain::Atoms => (&s.atoms, ATOM_TILE),
                 Grain::System => (&s.atoms, usize::MAX),
             };
@@ -641,6 +644,17 @@ impl<T: Real> Run<'_, T> {
         }
         tiles
     }
+}
+
+/// Rows per tile so that a system gives a number of tiles that a few threads share evenly.
+fn even_step(rows: usize, largest: usize) -> usize {
+    let tiles = rows.div_ceil(largest);
+    let tiles = if tiles > 2 {
+        tiles.next_multiple_of(4)
+    } else {
+        tiles
+    };
+    rows.div_ceil(tiles.max(1)).next_multiple_of(KERNEL_ROWS)
 }
 
 impl<T: Real> Arena<T> {

@@ -73,15 +73,7 @@ pub(super) fn forward<T: Real>(
     for row in y.chunks_exact_mut(y_stride) {
         row[..m0.out].copy_from_slice(bias);
     }
-    matmul(
-        (rows, m0.out, m0.input),
-        x,
-        x_stride,
-        &m0.forward,
-        y,
-        y_stride,
-        true,
-    );
+    matmul(rows, x, x_stride, &m0.forward, y, y_stride, true);
 
     let widest = run.layout.blocks.first().map_or(0, |b| b.degrees);
     let mut total = vec![T::ZERO; rows * widest * shape.channels_in];
@@ -93,10 +85,9 @@ pub(super) fn forward<T: Real>(
         let minus = plus + w.input;
         let y_plus = shape.gates + block.row * shape.channels_out;
         let y_minus = y_plus + w.out;
-        let size = (rows, w.out, w.input);
         add_rows(rows, w.input, x_stride, &x[plus..], &x[minus..], &mut total);
         matmul(
-            size,
+            rows,
             &x[plus..],
             x_stride,
             a,
@@ -104,9 +95,9 @@ pub(super) fn forward<T: Real>(
             y_stride,
             false,
         );
-        matmul(size, &x[minus..], x_stride, b, &mut second, w.out, false);
+        matmul(rows, &x[minus..], x_stride, b, &mut second, w.out, false);
         matmul(
-            size,
+            rows,
             &total,
             w.input,
             sum,
@@ -148,15 +139,7 @@ pub(super) fn backward<T: Real>(
     let x_bar = frame.take(x);
 
     let m0 = run.weights.linear(weights.m0, &system.mixed, 0);
-    matmul(
-        (rows, m0.input, m0.out),
-        y_bar,
-        y_stride,
-        &m0.backward,
-        x_bar,
-        x_stride,
-        false,
-    );
+    matmul(rows, y_bar, y_stride, &m0.backward, x_bar, x_stride, false);
 
     let widest = run.layout.blocks.first().map_or(0, |b| b.degrees);
     let mut total = vec![T::ZERO; rows * widest * shape.channels_out];
@@ -168,7 +151,6 @@ pub(super) fn backward<T: Real>(
         let minus = plus + w.input;
         let y_plus = shape.gates + block.row * shape.channels_out;
         let y_minus = y_plus + w.out;
-        let size = (rows, w.input, w.out);
         // r_bar = A^T y+ + B^T y-, s_bar = A^T y- - B^T y+ = (A - B)^T (y+ + y-) - A^T y+ + B^T y-
         add_rows(
             rows,
@@ -179,7 +161,7 @@ pub(super) fn backward<T: Real>(
             &mut total,
         );
         matmul(
-            size,
+            rows,
             &y_bar[y_plus..],
             y_stride,
             a,
@@ -188,7 +170,7 @@ pub(super) fn backward<T: Real>(
             false,
         );
         matmul(
-            size,
+            rows,
             &y_bar[y_minus..],
             y_stride,
             b,
@@ -197,7 +179,7 @@ pub(super) fn backward<T: Real>(
             false,
         );
         matmul(
-            size,
+            rows,
             &total,
             w.out,
             difference,

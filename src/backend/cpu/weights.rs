@@ -1,5 +1,6 @@
 //! Weights laid out for the matrix products of the CPU backend, and the mixing of experts.
 
+use super::matmul::Panels;
 use super::real::Real;
 use crate::backend::{Conditioning, WeightData, WeightSource};
 use crate::nn::op::RadialMlp;
@@ -14,20 +15,24 @@ pub struct Linear<T> {
     pub out: usize,
     /// Columns of W.
     pub input: usize,
-    /// W^T, `[in][out]`: right-hand side of y = x W^T.
-    pub forward: Vec<T>,
-    /// W, `[out][in]`: right-hand side of the gradient.
-    pub backward: Vec<T>,
+    /// W^T: right-hand side of y = x W^T.
+    pub forward: Panels<T>,
+    /// W: right-hand side of the gradient.
+    pub backward: Panels<T>,
 }
 
 impl<T: Real> Linear<T> {
-    fn new(out: usize, input: usize, w: Vec<T>) -> Linear<T> {
+    fn new(out: usize, input: usize, w: &[T]) -> Linear<T> {
         Linear {
             out,
             input,
-            forward: transpose(&w, out, input),
-            backward: w,
+            forward: Panels::new(input, out, |i, o| w[o * input + i]),
+            backward: Panels::new(out, input, |o, i| w[o * input + i]),
         }
+    }
+
+    fn bytes(&self) -> usize {
+        self.forward.bytes() + self.backward.bytes()
     }
 }
 
@@ -38,42 +43,40 @@ pub struct Complex<T> {
     pub out: usize,
     /// Columns of A.
     pub input: usize,
-    /// A^T, B^T, (A + B)^T, `[in][out]` each.
-    pub forward: [Vec<T>; 3],
-    /// A, B, A - B, `[out][in]` each.
-    pub backward: [Vec<T>; 3],
+    /// A^T, B^T, (A + B)^T.
+    pub forward: [Panels<T>; 3],
+    /// A, B, A - B.
+    pub backward: [Panels<T>; 3],
 }
 
 impl<T: Real> Complex<T> {
-    fn new(out: usize, input: usize, mut w: Vec<T>) -> Complex<T> {
-        let b = w.split_off(out * input);
-        let combine =
-            |f: fn(T, T) -> T| -> Vec<T> { w.iter().zip(&b).map(|(&a, &b)| f(a, b)).collect() };
-        let sum = combine(|a, b| a + b);
-        let difference = combine(|a, b| a - b);
-        let t = |w: &[T]| transpose(w, out, input);
+    fn new(out: usize, input: usize, w: &[T]) -> Complex<T> {
+        let (a, b) = w.split_at(out * input);
+        let forward = |f: fn(T, T) -> T| {
+            Panels::new(input, out, |i, o| f(a[o * input + i], b[o * input + i]))
+        };
+        let backward = |f: fn(T, T) -> T| {
+            Panels::new(out, input, |o, i| f(a[o * input + i], b[o * input + i]))
+        };
         Complex {
             out,
             input,
-            forward: [t(&w), t(&b), t(&sum)],
-            backward: [w, b, difference],
+            forward: [forward(|a, _| a), forward(|_, b| b), forward(|a, b| a + b)],
+            backward: [
+                backward(|a, _| a),
+                backward(|_, b| b),
+                backward(|a, b| a - b),
+            ],
         }
     }
-}
 
-fn transpose<T: Real>(w: &[T], out: usize, input: usize) -> Vec<T> {
-    let mut t = vec![T::ZERO; w.len()];
-    // Blocks of 16 x 16 keep both sides in the cache.
-    for o0 in (0..out).step_by(16) {
-        for i0 in (0..input).step_by(16) {
-            for o in o0..(o0 + 16).min(out) {
-                for i in i0..(i0 + 16).min(input) {
-                    t[i * out + o] = w[o * input + i];
-                }
-            }
-        }
+    fn bytes(&self) -> usize {
+        self.forward
+            .iter()
+            .chain(&self.backward)
+            .map(Panels::bytes)
+            .sum()
     }
-    t
 }
 
 /// A weight ready for use.
@@ -92,13 +95,13 @@ pub enum Prepared<T> {
 impl<T: Real> Prepared<T> {
     fn new(slot: &WeightSlot, data: Vec<T>) -> Prepared<T> {
         match (slot.usage, slot.shape.as_slice()) {
-            (WeightUse::Linear, &[out, input]) => Prepared::Linear(Linear::new(out, input, data)),
+            (WeightUse::Linear, &[out, input]) => Prepared::Linear(Linear::new(out, input, &data)),
             (WeightUse::Complex, &[out, input]) => {
-                Prepared::Complex(Complex::new(out / 2, input, data))
+                Prepared::Complex(Complex::new(out / 2, input, &data))
             }
             (WeightUse::LinearPerDegree, &[_, out, input]) => Prepared::PerDegree(
                 data.chunks_exact(out * input)
-                    .map(|w| Linear::new(out, input, w.to_vec()))
+                    .map(|w| Linear::new(out, input, w))
                     .collect(),
             ),
             _ => Prepared::Plain(data),
@@ -106,13 +109,12 @@ impl<T: Real> Prepared<T> {
     }
 
     fn bytes(&self) -> usize {
-        let numbers = match self {
-            Prepared::Plain(w) => w.len(),
-            Prepared::Linear(w) => 2 * w.backward.len(),
-            Prepared::PerDegree(w) => w.iter().map(|w| 2 * w.backward.len()).sum(),
-            Prepared::Complex(w) => 6 * w.backward[0].len(),
-        };
-        numbers * size_of::<T>()
+        match self {
+            Prepared::Plain(w) => w.len() * size_of::<T>(),
+            Prepared::Linear(w) => w.bytes(),
+            Prepared::PerDegree(w) => w.iter().map(Linear::bytes).sum(),
+            Prepared::Complex(w) => w.bytes(),
+        }
     }
 }
 
@@ -323,7 +325,7 @@ fn radial_tables<T: Real>(
             })
             .collect()
     };
-    let gaussians = (0..hidden)
+    let gaussians: Vec<T> = (0..hidden)
         .flat_map(|o| {
             first[o * columns..][..basis]
                 .iter()
@@ -331,7 +333,7 @@ fn radial_tables<T: Real>(
         })
         .collect();
     RadialTables {
-        gaussians: Linear::new(hidden, basis, gaussians),
+        gaussians: Linear::new(hidden, basis, &gaussians),
         source: table(mlp.source_embedding, basis, None),
         target: table(mlp.target_embedding, basis + hidden, Some(&bias)),
     }
