@@ -1,5 +1,7 @@
 //! What is simulated: atoms, the cell around them, and what an evaluation answers.
 
+pub mod masses;
+
 /// The periodic cell: three lattice vectors and the directions that repeat.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cell {
