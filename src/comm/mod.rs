@@ -4,6 +4,8 @@
 //! [`Link`]. [`thread`] joins the two by channels inside one process, `mpi` (feature `mpi`) by
 //! messages between ranks, written by [`wire`].
 
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod thread;
 pub mod wire;
 

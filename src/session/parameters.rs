@@ -288,7 +288,16 @@ mod tests {
         for label in ["run-1", "A.b_c", "_x", "0"] {
             assert_eq!(check_label(label), Ok(()), "{label}");
         }
-        for label in ["", "..", ".hidden", "a/b", "-rf", "a b", "ä", &"x".repeat(101)] {
+        for label in [
+            "",
+            "..",
+            ".hidden",
+            "a/b",
+            "-rf",
+            "a b",
+            "ä",
+            &"x".repeat(101),
+        ] {
             assert!(check_label(label).is_err(), "{label}");
         }
     }
