@@ -174,9 +174,8 @@ fn json<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-fn receive((message, status): (Message, Status)) -> (Vec<u8>, Status) {
-    let (bytes, _) = message.matched_receive_vec();
-    (bytes, status)
+fn receive(message: (Message, Status)) -> (Vec<u8>, Status) {
+    message.matched_receive_vec()
 }
 
 /// Whether the ranks can work together; the table of ranks if not.
