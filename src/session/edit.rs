@@ -69,7 +69,11 @@ impl Structure {
                 .indices
                 .iter()
                 .zip(&edit.atomic_numbers.values)
-                .any(|(&i, &z)| numbers.get(i as usize).is_none_or(|&old| u32::from(old) != z))
+                .any(|(&i, &z)| {
+                    numbers
+                        .get(i as usize)
+                        .is_none_or(|&old| u32::from(old) != z)
+                })
     }
 
     /// Why the edit cannot be applied here, in words. An edit that passes cannot fail.
@@ -150,7 +154,9 @@ impl Structure {
             self.periodic = [true; 3];
         }
         if let Some(task) = &edit.task {
-            if *task != system.task && edit.spin.is_none() && system.spin == default_spin(&system.task)
+            if *task != system.task
+                && edit.spin.is_none()
+                && system.spin == default_spin(&system.task)
             {
                 system.spin = default_spin(task);
             }
@@ -296,7 +302,9 @@ impl Edit {
             }
             check_values("cell vectors", cell)?;
         }
-        if let Some(charge) = self.charge.filter(|c| !(-LARGEST_CHARGE..=LARGEST_CHARGE).contains(c))
+        if let Some(charge) = self
+            .charge
+            .filter(|c| !(-LARGEST_CHARGE..=LARGEST_CHARGE).contains(c))
         {
             return Err(format!(
                 "charge {charge}, the limits are -{LARGEST_CHARGE} and {LARGEST_CHARGE}"
@@ -374,7 +382,11 @@ impl ClientMessage {
     ///
     /// Everything that is not an edit is a barrier, and so is a full update. The size of a merged
     /// edit is bounded by the number of atoms, however many messages went into it.
-    pub fn merge(&mut self, next: ClientMessage, settings: &SessionSettings) -> Option<ClientMessage> {
+    pub fn merge(
+        &mut self,
+        next: ClientMessage,
+        settings: &SessionSettings,
+    ) -> Option<ClientMessage> {
         let (Payload::Edit(mine), Payload::Edit(other)) = (&self.payload, &next.payload) else {
             return Some(next);
         };

@@ -54,7 +54,11 @@ impl Ticket {
 
 impl std::fmt::Debug for Ticket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Ticket(held)" } else { "Ticket" })
+        f.write_str(if self.0.is_some() {
+            "Ticket(held)"
+        } else {
+            "Ticket"
+        })
     }
 }
 

@@ -292,26 +292,26 @@ impl Session {
 
     fn start(&mut self, start: &Start) {
         let natoms = self.structure.state.system.len();
-        let (parameters, kind, method) =
-            match self.parameters.after(start, natoms, &self.settings) {
-                Ok(accepted) => accepted,
-                Err(Refusal::UnknownKind(number)) => {
-                    let text = format!("PROTO_VIOLATION: unknown simulation_type {number}");
-                    return self.notice(text, false, None);
-                }
-                Err(Refusal::Calculator(name)) => {
-                    self.halt();
-                    let text = format!(
-                        "CALCULATOR_NOT_SUPPORTED: UMA_ONLY (requested: {})",
-                        python_repr(&name)
-                    );
-                    return self.notice(text, true, None);
-                }
-                Err(Refusal::Parameter(reason)) => {
-                    self.halt();
-                    return self.notice(format!("PROTO_VIOLATION: {reason}"), true, None);
-                }
-            };
+        let (parameters, kind, method) = match self.parameters.after(start, natoms, &self.settings)
+        {
+            Ok(accepted) => accepted,
+            Err(Refusal::UnknownKind(number)) => {
+                let text = format!("PROTO_VIOLATION: unknown simulation_type {number}");
+                return self.notice(text, false, None);
+            }
+            Err(Refusal::Calculator(name)) => {
+                self.halt();
+                let text = format!(
+                    "CALCULATOR_NOT_SUPPORTED: UMA_ONLY (requested: {})",
+                    python_repr(&name)
+                );
+                return self.notice(text, true, None);
+            }
+            Err(Refusal::Parameter(reason)) => {
+                self.halt();
+                return self.notice(format!("PROTO_VIOLATION: {reason}"), true, None);
+            }
+        };
         if !self.structure.is_complete() {
             return self.notice("IDLE_WAITING_FOR_GEOMETRY", true, None);
         }

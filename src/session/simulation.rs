@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::Session;
 use super::edit::has_vectors;
 use super::message::{Content, Edit, Frame};
 use super::parameters::Kind;
 use super::record::Record;
-use super::Session;
 use crate::comm::{Job, Outcome, Task};
 use crate::dynamics::{self, History, Method, State};
 use crate::system::{Evaluation, System};
