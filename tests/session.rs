@@ -4,6 +4,8 @@
 mod bench;
 #[path = "session/random.rs"]
 mod random;
+#[path = "session/worker.rs"]
+mod worker;
 
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use umaserve::dynamics::{self, Method};
 use umaserve::session::{
     Content, Delta, Edit, Payload, RawParameters, Record, SessionSettings, Start,
 };
+use worker::*;
 
 #[test]
 fn an_uploaded_molecule_is_answered_by_one_idle_frame() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::bench::*;
+use crate::worker::solve;
 use umaserve::comm::Job;
 use umaserve::session::{Content, Delta, Edit, Payload, RawParameters, ServerMessage, Start};
 
