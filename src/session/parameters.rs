@@ -4,12 +4,8 @@ use std::time::Duration;
 
 use super::message::{RawParameters, Start};
 use super::settings::SessionSettings;
-use crate::dynamics::Method;
+use crate::dynamics::{BFGS_MAX_ATOMS, Method};
 
-const LARGEST_TIMESTEP_FS: f64 = 100.0;
-const LARGEST_TEMPERATURE: f64 = 1e6;
-const LARGEST_FRICTION: f64 = 1e3;
-const LARGEST_MAX_STEP: f64 = 10.0;
 const LARGEST_FRAME_INTERVAL_MS: u32 = 60_000;
 const LONGEST_LABEL: usize = 100;
 
@@ -100,24 +96,21 @@ impl Parameters {
             },
         };
         let method = parameters
-            .method(kind, natoms, settings)
+            .method(kind, natoms)
             .map_err(Refusal::Parameter)?;
         Ok((parameters, kind, method))
     }
 
     fn from_raw(raw: &RawParameters, settings: &SessionSettings) -> Result<Parameters, String> {
-        for (name, value, limit) in [
-            ("temperature", raw.temperature, LARGEST_TEMPERATURE),
-            ("timestep_fs", raw.timestep_fs, LARGEST_TIMESTEP_FS),
-            ("friction", raw.friction, LARGEST_FRICTION),
-            ("fmax", raw.fmax, f64::MAX),
-            ("max_step", raw.max_step, LARGEST_MAX_STEP),
+        for (name, value) in [
+            ("temperature", raw.temperature),
+            ("timestep_fs", raw.timestep_fs),
+            ("friction", raw.friction),
+            ("fmax", raw.fmax),
+            ("max_step", raw.max_step),
         ] {
             if !value.is_finite() {
                 return Err(format!("{name} = {value} is not finite"));
-            }
-            if value < 0.0 || value > limit {
-                return Err(format!("{name} = {value}, the limits are 0 and {limit}"));
             }
         }
         let steps_per_frame = raw.steps_per_frame.unwrap_or(1);
@@ -156,15 +149,9 @@ impl Parameters {
         })
     }
 
-    fn method(
-        &self,
-        kind: Kind,
-        natoms: usize,
-        settings: &SessionSettings,
-    ) -> Result<Method, String> {
+    fn method(&self, kind: Kind, natoms: usize) -> Result<Method, String> {
         let timestep_fs = self.timestep_fs;
         let max_step_angstrom = self.max_step;
-        let small = natoms <= settings.max_bfgs_atoms;
         let method = match (kind, self.integrator) {
             (Kind::Md, Integrator::Default | Integrator::Langevin) => Method::Langevin {
                 timestep_fs,
@@ -172,24 +159,18 @@ impl Parameters {
                 friction: self.friction,
             },
             (Kind::Md, Integrator::VelocityVerlet) => Method::VelocityVerlet { timestep_fs },
-            (Kind::Relax, Integrator::Default) if small => Method::Bfgs { max_step_angstrom },
-            (Kind::Relax, Integrator::Bfgs) if small => Method::Bfgs { max_step_angstrom },
-            (Kind::Relax, Integrator::Bfgs) => {
-                return Err(format!(
-                    "integrator bfgs with {natoms} atoms, the limit is {}; use lbfgs",
-                    settings.max_bfgs_atoms
-                ));
+            // A Hessian of many atoms is too large to keep and to solve.
+            (Kind::Relax, Integrator::Default | Integrator::Bfgs) if natoms <= BFGS_MAX_ATOMS => {
+                Method::Bfgs { max_step_angstrom }
             }
-            (Kind::Relax, Integrator::Default | Integrator::Lbfgs) => {
+            (Kind::Relax, Integrator::Default | Integrator::Bfgs | Integrator::Lbfgs) => {
                 Method::Lbfgs { max_step_angstrom }
             }
             (Kind::Relax, Integrator::Fire) => Method::Fire { max_step_angstrom },
             (Kind::Md, other) => return Err(format!("integrator {} in MD", other.name())),
             (Kind::Relax, other) => return Err(format!("integrator {} in RELAX", other.name())),
         };
-        if kind == Kind::Md && timestep_fs <= 0.0 {
-            return Err(format!("timestep_fs = {timestep_fs}, it must be above 0"));
-        }
+        method.check().map_err(|e| e.to_string())?;
         Ok(method)
     }
 }

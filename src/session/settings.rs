@@ -9,9 +9,6 @@ pub struct SessionSettings {
     pub max_unacked: u64,
     /// Atoms of a structure.
     pub max_atoms: usize,
-    /// Atoms of a structure relaxed by BFGS, whose Hessian grows with the square of them and whose
-    /// step with the cube; larger ones are relaxed by L-BFGS unless BFGS is asked for by name.
-    pub max_bfgs_atoms: usize,
     /// Steps between two frames that a viewer may ask for.
     pub max_steps_per_frame: u32,
     /// Least time between two frames of a viewer that does not ask for another.
@@ -39,7 +36,6 @@ impl Default for SessionSettings {
         SessionSettings {
             max_unacked: 10,
             max_atoms: 20_000,
-            max_bfgs_atoms: 500,
             max_steps_per_frame: 1_000,
             frame_interval: Duration::from_millis(15),
             stall_notice: Duration::from_millis(250),
