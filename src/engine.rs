@@ -9,7 +9,7 @@
 //! outcomes with pauses from microseconds to a tenth of a millisecond; without shards it sleeps
 //! until a viewer or a deadline wakes it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +21,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::comm::thread::{Waker, panic_message};
 use crate::comm::{Job, Outcome, SendError, SessionId, WorkerEvent, Workers};
 use crate::scheduler::{Dispatch, Scheduler};
-use crate::session::{ClientMessage, Record, ServerMessage, Session, SessionSettings};
+use crate::session::{ClientMessage, Record, ServerMessage, Session, SessionSettings, Ticket};
 
 /// Events taken before sessions act and shards leave: a flood of messages must not keep results
 /// waiting.
@@ -33,17 +33,20 @@ const LONGEST_POLL_PAUSE: Duration = Duration::from_micros(100);
 /// Longest sleep where workers cannot wake the loop, so that a loss is noticed without a shard.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
+/// How soon to knock again at a viewer's queue that is full.
+const RETRY: Duration = Duration::from_millis(2);
+
 /// Where a session's messages go: a bounded queue towards its socket.
 pub type ToViewer = tokio::sync::mpsc::Sender<ServerMessage>;
 
 /// Everything that can happen to the engine.
 #[derive(Debug)]
 pub enum Event {
-    /// A viewer has connected. Its session ends when the sender is dropped or full.
+    /// A viewer has connected.
     Connected {
         /// The new session.
         id: SessionId,
-        /// Where its messages go.
+        /// Where its messages go. Dropped when the session ends.
         to_viewer: ToViewer,
     },
     /// A viewer has said something.
@@ -51,12 +54,14 @@ pub enum Event {
         /// Whose session.
         id: SessionId,
         /// What.
-        message: ClientMessage,
+        message: Box<ClientMessage>,
     },
     /// A viewer is gone.
     Disconnected {
         /// Whose session.
         id: SessionId,
+        /// The session's place among the allowed ones, given back with the session.
+        place: Ticket,
     },
     /// A worker has something to tell; the loop asks for it.
     WorkerWaits,
@@ -123,8 +128,12 @@ pub struct EngineSettings {
     pub session: Arc<SessionSettings>,
     /// Sessions at a time.
     pub max_sessions: usize,
-    /// Undigested messages of one viewer.
+    /// Messages of one viewer that wait for an evaluation. The server slows a viewer down long
+    /// before; beyond this the session ends.
     pub max_waiting_messages: usize,
+    /// Messages for one viewer that wait for room in its queue. Frames never wait here, because
+    /// no step is done meanwhile; beyond this the session ends.
+    pub max_backlog: usize,
     /// Edges in one shard.
     pub edge_budget: u64,
 }
@@ -134,7 +143,8 @@ impl Default for EngineSettings {
         EngineSettings {
             session: Arc::default(),
             max_sessions: 256,
-            max_waiting_messages: 1024,
+            max_waiting_messages: 4096,
+            max_backlog: 4096,
             edge_budget: 100_000,
         }
     }
@@ -161,6 +171,8 @@ pub struct Statistics {
 struct Seat {
     session: Session,
     to_viewer: ToViewer,
+    /// What does not fit into `to_viewer` yet.
+    backlog: VecDeque<ServerMessage>,
     span: tracing::Span,
     wake_at: Option<Instant>,
 }
@@ -305,9 +317,12 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         match event {
             Event::Connected { id, to_viewer } => self.connect(id, to_viewer, now),
             Event::Message { id, message } => {
-                self.with_session(id, |session| session.receive(message, now));
+                self.with_session(id, |session| session.receive(*message, now));
             }
-            Event::Disconnected { id } => self.end(id, &Farewell::Disconnected),
+            Event::Disconnected { id, place } => {
+                self.end(id, &Farewell::Disconnected);
+                drop(place);
+            }
             Event::WorkerWaits => {}
             Event::Worker(WorkerEvent::Done {
                 worker,
@@ -348,6 +363,7 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         let seat = Seat {
             session,
             to_viewer,
+            backlog: VecDeque::new(),
             span,
             wake_at: None,
         };
@@ -380,43 +396,69 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
     /// A session acts: jobs to the queue, messages to its viewer, records to the recorder.
     fn let_act(&mut self, id: SessionId) {
         let now = Instant::now();
-        let mut job: Option<Job> = None;
-        self.with_session(id, |session| job = session.next_job(now));
+        if let Err(farewell) = self.forward(id) {
+            return self.end(id, &farewell);
+        }
+        // A viewer that does not keep up gets no new steps until it does.
+        let keeps_up = |seat: &Seat| seat.backlog.is_empty();
+        if self.sessions.get(&id).is_some_and(keeps_up) {
+            let mut job: Option<Job> = None;
+            self.with_session(id, |session| job = session.next_job(now));
+            self.queue_job(job);
+            if let Err(farewell) = self.forward(id) {
+                return self.end(id, &farewell);
+            }
+        }
         self.touched.remove(&id);
         let Some(seat) = self.sessions.get_mut(&id) else {
             return;
         };
-        if let Some(job) = job {
-            tracing::trace!(parent: &seat.span, serial = job.serial, "job");
-            self.scheduler.push(job);
-        }
         for record in seat.session.take_records() {
             self.recorder.record(id, record);
         }
-        let mut farewell = None;
-        for message in seat.session.take_output() {
-            match seat.to_viewer.try_send(message) {
-                Ok(()) => {}
-                Err(TrySendError::Full(_)) => farewell = Some(Farewell::TooSlow),
-                Err(TrySendError::Closed(_)) => farewell = Some(Farewell::Disconnected),
-            }
-            if farewell.is_some() {
-                break;
-            }
-        }
-        if let Some(farewell) = farewell {
-            return self.end(id, &farewell);
-        }
         // It has just acted, so a time that has passed cannot be meant; never spin on one.
         let soonest = now + Duration::from_millis(1);
-        let wake_at = seat.session.wake_at();
-        let wake_at = wake_at.map(|at| if at <= now { soonest } else { at });
+        let wake_at = match seat.backlog.is_empty() {
+            true => seat.session.wake_at().map(|at| at.max(soonest)),
+            false => Some(now + RETRY),
+        };
         if wake_at != seat.wake_at {
             if let Some(old) = seat.wake_at {
                 self.deadlines.remove(&(old, id));
             }
             seat.wake_at = wake_at;
             self.deadlines.extend(wake_at.map(|at| (at, id)));
+        }
+    }
+
+    fn queue_job(&mut self, job: Option<Job>) {
+        if let Some(job) = job
+            && let Some(seat) = self.sessions.get(&job.session)
+        {
+            tracing::trace!(parent: &seat.span, serial = job.serial, "job");
+            self.scheduler.push(job);
+        }
+    }
+
+    /// Moves a session's messages into the queue of its viewer, as far as there is room.
+    fn forward(&mut self, id: SessionId) -> Result<(), Farewell> {
+        let Some(seat) = self.sessions.get_mut(&id) else {
+            return Ok(());
+        };
+        seat.backlog.extend(seat.session.take_output());
+        while let Some(message) = seat.backlog.pop_front() {
+            match seat.to_viewer.try_send(message) {
+                Ok(()) => {}
+                Err(TrySendError::Full(message)) => {
+                    seat.backlog.push_front(message);
+                    break;
+                }
+                Err(TrySendError::Closed(_)) => return Err(Farewell::Disconnected),
+            }
+        }
+        match seat.backlog.len() > self.settings.max_backlog {
+            true => Err(Farewell::TooSlow),
+            false => Ok(()),
         }
     }
 

@@ -16,7 +16,7 @@ use umaserve::engine::{
     Engine, EngineHandle, EngineSettings, Event, NoRecording, RecordSink, Statistics, events,
 };
 use umaserve::potential::{Potential, evaluate};
-use umaserve::session::{Payload, Record, SessionSettings};
+use umaserve::session::{Payload, Record, SessionSettings, Ticket};
 use umaserve::system::System;
 use umaserve::worker::{self, thread_body};
 
@@ -136,7 +136,10 @@ fn a_failing_session_does_not_touch_the_others() {
             heard
         })
     };
-    server.engine.tell(Event::Disconnected { id: SessionId(5) });
+    server.engine.tell(Event::Disconnected {
+        id: SessionId(5),
+        place: Ticket::default(),
+    });
     let beside = trajectory(&mut Viewer::connect(&server.engine, 5), &system, false, 30);
     stop.store(true, Ordering::Relaxed);
     assert!(trouble.join().unwrap() > 0);
@@ -187,12 +190,31 @@ fn without_workers_every_session_is_told_and_the_server_lives() {
 }
 
 #[test]
-fn a_viewer_that_does_not_read_is_let_go() {
+fn a_burst_of_answers_reaches_a_viewer_with_a_short_queue() {
     let server = Running::with_workers(1);
+    let mut viewer = Viewer::with_queue(&server.engine, 1, 4);
+    for _ in 0..200 {
+        viewer.say(Payload::Stop);
+    }
+    for _ in 0..200 {
+        assert_eq!(viewer.hear().notice().message, "SIMULATION_STOPPED");
+    }
+    let trace = trajectory(&mut viewer, &cluster(4, 0), false, 20);
+    assert_eq!(trace.len(), 21 * (3 * 3 * 4 + 1));
+}
+
+#[test]
+fn a_viewer_that_does_not_read_is_let_go() {
+    let settings = EngineSettings {
+        max_backlog: 10,
+        ..settings()
+    };
+    let body = thread_body(Arc::new(LennardJones::default()), MAX_EDGES);
+    let server = Running::start(settings, 1, body, NoRecording);
     let mut deaf = Viewer::with_queue(&server.engine, 1, 4);
     let mut good = Viewer::connect(&server.engine, 2);
-    for _ in 0..8 {
-        deaf.upload(&System::default());
+    for _ in 0..40 {
+        deaf.say(Payload::Stop);
     }
     good.upload(&cluster(4, 0));
     good.hear().frame();

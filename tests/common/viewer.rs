@@ -7,7 +7,7 @@ use umaserve::comm::SessionId;
 use umaserve::engine::{EngineHandle, Event};
 use umaserve::session::{
     ClientMessage, Content, Delta, Edit, Frame, Notice, Payload, RawParameters, ServerMessage,
-    Start,
+    Start, Ticket,
 };
 use umaserve::system::System;
 
@@ -76,6 +76,7 @@ impl Viewer {
             ..ClientMessage::default()
         };
         let id = self.id;
+        let message = Box::new(message);
         self.engine.tell(Event::Message { id, message });
     }
 
@@ -160,7 +161,9 @@ impl Viewer {
     }
 
     pub fn disconnect(self) {
-        self.engine.tell(Event::Disconnected { id: self.id });
+        let id = self.id;
+        let place = Ticket::default();
+        self.engine.tell(Event::Disconnected { id, place });
     }
 }
 
