@@ -2,8 +2,9 @@
 
 pub mod uma;
 
-use crate::neighbors::{NeighborError, NeighborList};
-use crate::system::{Evaluation, System};
+use crate::neighbors::{NeighborError, NeighborList, neighbor_list};
+use crate::system::{Evaluation, System, SystemError};
+use rayon::prelude::*;
 
 /// Why a system has no energy.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -11,6 +12,9 @@ pub enum EvaluationError {
     /// The potential cannot treat this system.
     #[error("{0}")]
     Unsupported(String),
+    /// The system itself is wrong.
+    #[error(transparent)]
+    System(#[from] SystemError),
     /// No neighbour list.
     #[error(transparent)]
     Neighbors(#[from] NeighborError),
@@ -66,10 +70,150 @@ pub trait Potential: Send + Sync {
 
 /// Energy, forces and (periodic systems) stress of several systems in one pass: neighbour lists,
 /// the potential, and the sums over edges. `max_edges` bounds each system.
+///
+/// With `g = dE/d(vector)` of every edge:
+/// `F_a = -(sum of g over edges with source a - sum of g over edges with target a)` and
+/// `stress = sum over edges of sym(g x vector) / volume`, the volume being that of the completed
+/// cell ([`Cell::volume`](crate::system::Cell::volume)). The sums run in a fixed order: the answer
+/// for a system is the same bit for bit on any number of threads and in any batch.
+///
+/// # Errors
+/// One answer per system, in order: what [`System::check`], the potential or the neighbour list
+/// refuse, and results that are not finite. One system's error leaves the others alone.
 pub fn evaluate(
-    _potential: &dyn Potential,
-    _systems: &[&System],
-    _max_edges: usize,
+    potential: &dyn Potential,
+    systems: &[&System],
+    max_edges: usize,
 ) -> Vec<Result<Evaluation, EvaluationError>> {
-    unimplemented!()
+    let lists: Vec<Result<NeighborList, EvaluationError>> = systems
+        .par_iter()
+        .map(|system| {
+            system.check(usize::MAX)?;
+            potential.check(system)?;
+            let (cutoff, neighbors) = (potential.cutoff_angstrom(), potential.max_neighbors());
+            Ok(neighbor_list(system, cutoff, neighbors, max_edges)?)
+        })
+        .collect();
+    let batch: Vec<(&System, &NeighborList)> = systems
+        .iter()
+        .zip(&lists)
+        .filter_map(|(&system, list)| Some((system, list.as_ref().ok()?)))
+        .collect();
+    let answers = match batch.is_empty() {
+        true => Vec::new(),
+        false => potential.edge_gradients(&batch),
+    };
+    assert_eq!(
+        answers.len(),
+        batch.len(),
+        "a potential answers once per system"
+    );
+    let mut evaluations: std::collections::VecDeque<_> = batch
+        .par_iter()
+        .zip(answers)
+        .map(|(&(system, list), answer)| assemble(system, list, &answer?))
+        .collect();
+    lists
+        .into_iter()
+        .map(|list| match list {
+            Ok(_) => evaluations.pop_front().expect("one answer per list"),
+            Err(error) => Err(error),
+        })
+        .collect()
+}
+
+/// Edges summed by one task of a long sum: fixed, so that the result does not depend on threads.
+const EDGES_PER_SUM: usize = 16 * 1024;
+
+/// Forces and stress from the edge gradients of one system.
+fn assemble(
+    system: &System,
+    list: &NeighborList,
+    answer: &EdgeGradients,
+) -> Result<Evaluation, EvaluationError> {
+    let gradient = &answer.gradient;
+    assert_eq!(
+        gradient.len(),
+        list.len(),
+        "a potential answers with one gradient per edge"
+    );
+    if !answer.energy.is_finite() {
+        return Err(EvaluationError::NotFinite { what: "energy" });
+    }
+    let forces = forces(system.len(), list, gradient);
+    if !forces.iter().flatten().all(|x| x.is_finite()) {
+        return Err(EvaluationError::NotFinite { what: "forces" });
+    }
+    let stress = system.cell.is_periodic().then(|| {
+        let volume = system.cell.volume();
+        virial(list, gradient).map(|row| row.map(|x| x / volume))
+    });
+    if !stress.iter().flatten().flatten().all(|x| x.is_finite()) {
+        return Err(EvaluationError::NotFinite { what: "stress" });
+    }
+    Ok(Evaluation {
+        energy: answer.energy,
+        forces,
+        stress,
+    })
+}
+
+/// `F_a`, eV/Angstrom. The edges with source `a` are the reverses of those with target `a`.
+fn forces(atoms: usize, list: &NeighborList, gradient: &[[f64; 3]]) -> Vec<[f64; 3]> {
+    let mut forces: Vec<[f64; 3]> = (0..atoms)
+        .into_par_iter()
+        .with_min_len(256)
+        .map(|atom| {
+            let mut force = [0.0; 3];
+            for edge in list.edges_of(atom) {
+                for (f, g) in force.iter_mut().zip(gradient[edge]) {
+                    *f += g;
+                }
+                // The reverse of an edge that the neighbour cap has spared may be gone.
+                if !list.truncated {
+                    let reverse = gradient[list.reverse[edge] as usize];
+                    for (f, g) in force.iter_mut().zip(reverse) {
+                        *f -= g;
+                    }
+                }
+            }
+            force
+        })
+        .collect();
+    if list.truncated {
+        for (&source, g) in list.source.iter().zip(gradient) {
+            for (f, g) in forces[source as usize].iter_mut().zip(g) {
+                *f -= g;
+            }
+        }
+    }
+    forces
+}
+
+/// Sum over edges of `sym(g x vector)`, eV.
+fn virial(list: &NeighborList, gradient: &[[f64; 3]]) -> [[f64; 3]; 3] {
+    let parts: Vec<[[f64; 3]; 3]> = gradient
+        .par_chunks(EDGES_PER_SUM)
+        .zip(list.vector.par_chunks(EDGES_PER_SUM))
+        .map(|(gradients, vectors)| {
+            let mut sum = [[0.0; 3]; 3];
+            for (g, v) in gradients.iter().zip(vectors) {
+                for i in 0..3 {
+                    for j in 0..3 {
+                        sum[i][j] += g[i] * v[j];
+                    }
+                }
+            }
+            sum
+        })
+        .collect();
+    let mut sum = [[0.0; 3]; 3];
+    for part in &parts {
+        for i in 0..3 {
+            for j in 0..3 {
+                sum[i][j] += part[i][j];
+            }
+        }
+    }
+    std::array::from_fn(|i| std::array::from_fn(|j| 0.5 * (sum[i][j] + sum[j][i])))
 }
