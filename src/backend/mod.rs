@@ -1,1 +1,74 @@
-//! (see docs/architecture.md)
+//! Devices that interpret a [`Program`](crate::nn::Program).
+
+pub mod cpu;
+
+use crate::neighbors::NeighborList;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// The numbers of a weight as the checkpoint holds them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WeightData<'a> {
+    /// Single precision (all official checkpoints).
+    F32(Cow<'a, [f32]>),
+    /// Double precision.
+    F64(Cow<'a, [f64]>),
+}
+
+/// Where a backend finds the weights of a program. Mixed and per-task weights come with their
+/// leading index.
+pub trait WeightSource: Send + Sync {
+    /// The numbers of the weight of that name, row-major.
+    fn weight(&self, name: &str) -> WeightData<'_>;
+}
+
+/// What the network knows about a system beyond its atoms and edges. The same for all structures
+/// of one composition, charge, spin and task, so that mixed weights can be cached under `key`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conditioning {
+    /// Names composition, charge, spin and task.
+    pub key: String,
+    /// Added to degree 0 of every atom: embedding of charge, spin and task. `[C]`
+    pub vector: Vec<f64>,
+    /// Coefficient of each expert; empty for a model without experts.
+    pub experts: Vec<f64>,
+    /// Which of the per-task weights to use.
+    pub task_index: usize,
+    /// Total charge.
+    pub charge: f64,
+    /// Spin multiplicity - 1.
+    pub unpaired_electrons: f64,
+}
+
+/// One system as the network sees it.
+#[derive(Clone, Debug)]
+pub struct Structure<'a> {
+    /// Atomic numbers.
+    pub numbers: &'a [u8],
+    /// Edges.
+    pub neighbors: &'a NeighborList,
+    /// Conditioning.
+    pub conditioning: Arc<Conditioning>,
+}
+
+/// What the network answers for one system, in units of the normaliser.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NetworkOutput {
+    /// Sum of the atomic energies, accumulated in f64.
+    pub energy: f64,
+    /// dE/d(edge vector), 1/Angstrom.
+    pub gradient: Vec<[f64; 3]>,
+}
+
+/// A device that evaluates batches.
+pub trait Backend: Send + Sync {
+    /// Energies and gradients. The answer for one structure does not depend on the others, on the
+    /// number of threads, or on earlier calls, bit for bit.
+    fn run(&self, batch: &[Structure]) -> Vec<NetworkOutput>;
+
+    /// Working memory for structures with this many atoms and edges in all, bytes.
+    fn memory(&self, atoms: usize, edges: usize) -> usize;
+
+    /// "cpu" or "cuda".
+    fn device(&self) -> &'static str;
+}

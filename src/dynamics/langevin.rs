@@ -13,6 +13,9 @@
 //! As ASE with `fixcm`, the mean of rp and the net momentum of rv are taken out and both are
 //! scaled by sqrt(N/(N-1)): the kicks do not push the centre of mass, while a momentum that is
 //! already there stays and is damped. A lone atom keeps its kicks (ASE divides by zero there).
+//! That is not an exact canonical ensemble: the net momentum is taken out in equal shares of momentum,
+//! so that light atoms of small molecules are kicked too hard, by about m_mean / (m N) of the
+//! variance. It is kept because trajectories shall have the statistics of the ones made with ASE.
 //! Without friction this is velocity Verlet to rounding, without temperature damped dynamics.
 //!
 //! ASE recomputes v from the positions that the atoms really took, for the sake of constraints.
@@ -22,7 +25,7 @@ use rayon::prelude::*;
 
 use super::random::{Purpose, normal_deviates};
 use super::{Dynamics, Move, PARALLEL_ATOMS, State};
-use crate::system::masses::atomic_mass;
+use crate::system::elements::atomic_mass;
 use crate::units::BOLTZMANN_EV_PER_KELVIN;
 
 /// ASE's Langevin integrator with `fixcm`.

@@ -30,7 +30,7 @@ pub use thermo::{
 };
 pub use velocity_verlet::VelocityVerlet;
 
-use crate::system::masses::atomic_mass;
+use crate::system::elements::atomic_mass;
 use crate::system::{Evaluation, System};
 
 /// Farthest that an atom may move in one step, Angstrom.

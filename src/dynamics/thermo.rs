@@ -1,7 +1,7 @@
 //! Kinetic energy, temperature, and velocities drawn from the Maxwell-Boltzmann distribution.
 
 use super::random::{Purpose, normal_deviates};
-use crate::system::masses::atomic_mass;
+use crate::system::elements::atomic_mass;
 use crate::units::BOLTZMANN_EV_PER_KELVIN;
 
 /// Kinetic energy sum(m v^2) / 2, eV. Velocities in Angstrom / (ASE time unit), `[N][3]`.

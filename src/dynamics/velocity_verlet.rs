@@ -1,7 +1,7 @@
 //! Constant energy: velocity Verlet (Swope et al., J. Chem. Phys. 76, 637 (1982)).
 
 use super::{Dynamics, Move, State};
-use crate::system::masses::atomic_mass;
+use crate::system::elements::atomic_mass;
 
 /// v += dt F / 2m; x += dt v; new forces; v += dt F / 2m.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -158,6 +158,12 @@ pub fn mass_dalton(number: u8) -> Option<f64> {
     }
 }
 
+/// Standard atomic mass, dalton; NaN for numbers that are no element, so that nothing can be
+/// integrated with a made-up mass.
+pub fn atomic_mass(number: u8) -> f64 {
+    mass_dalton(number).unwrap_or(f64::NAN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,6 @@
 
 pub(crate) mod cell;
 pub mod elements;
-pub mod masses;
 
 pub use cell::Cell;
 

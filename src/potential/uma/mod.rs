@@ -1,8 +1,291 @@
 //! UMA: the checkpoint, the network it describes, and its evaluation.
 
 pub mod checkpoint;
+pub mod conditioning;
 pub mod config;
 pub mod describe;
+pub mod network;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::UmaConfig;
+
+use super::{EdgeGradients, EvaluationError, Potential};
+use crate::backend::cpu::{CpuBackend, Trace};
+use crate::backend::{Backend, Structure, WeightData, WeightSource};
+use crate::neighbors::NeighborList;
+use crate::system::System;
+use conditioning::Conditioner;
+use config::FeedForward;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// Number type of the network. Positions, edge vectors and sums over a system are f64 in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// IEEE double precision.
+    F64,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::F64 => "f64",
+        })
+    }
+}
+
+/// How to evaluate.
+#[derive(Clone, Copy, Debug)]
+pub struct UmaOptions {
+    /// Number type.
+    pub precision: Precision,
+    /// Most working memory for one pass, bytes. A structure that needs more is refused; a batch
+    /// that needs more is cut.
+    pub memory_bytes: usize,
+}
+
+impl Default for UmaOptions {
+    fn default() -> Self {
+        UmaOptions { precision: Precision::F32, memory_bytes: 8 << 30 }
+    }
+}
+
+/// UMA on one device.
+pub struct UmaPotential {
+    config: UmaConfig,
+    conditioner: Conditioner,
+    backend: Box<dyn Backend>,
+    options: UmaOptions,
+}
+
+impl WeightSource for Checkpoint {
+    fn weight(&self, name: &str) -> WeightData<'_> {
+        match self.tensors.get(name) {
+            // Zero-copy: the experts are mixed straight from the file.
+            Some(tensor) => match tensor.as_f32_slice() {
+                Some(slice) => WeightData::F32(Cow::Borrowed(slice)),
+                None => WeightData::F64(Cow::Owned(tensor.to_vec())),
+            },
+            None => WeightData::F64(Cow::Owned(Vec::new())),
+        }
+    }
+}
+
+/// The feed-forward network "grid" is refused here, not by the reader: it is a property of what
+/// this program evaluates.
+fn check_config(config: &UmaConfig) -> Result<(), CheckpointError> {
+    let refuse = |option: &str, found: String, reason: &str| {
+        Err(CheckpointError::Unsupported(config::Unsupported {
+            option: option.into(),
+            found,
+            reason: reason.into(),
+        }))
+    };
+    if config.feed_forward == FeedForward::Grid {
+        return refuse(
+            "backbone.ff_type",
+            "grid".into(),
+            "only the spectral feed-forward network is evaluated",
+        );
+    }
+    if config.lmax > crate::so3::wigner::MAX_DEGREE {
+        return refuse("backbone.lmax", config.lmax.to_string(), "degrees up to 10 are evaluated");
+    }
+    for (name, task) in &config.tasks {
+        for (property, other) in
+            [("forces", task.forces_normalizer()), ("stress", task.stress_normalizer())]
+        {
+            if other.rmsd != task.energy.rmsd || other.mean != 0.0 {
+                return refuse(
+                    &format!("tasks.{name}_{property}.normalizer"),
+                    format!("rmsd {}, mean {}", other.rmsd, other.mean),
+                    "forces and stress are derivatives of the energy and must share its scale",
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+impl UmaPotential {
+    /// Prepares the network of a checkpoint for the CPU.
+    pub fn on_cpu(
+        checkpoint: Arc<Checkpoint>,
+        options: UmaOptions,
+    ) -> Result<UmaPotential, CheckpointError> {
+        check_config(&checkpoint.config)?;
+        let program = Arc::new(network::program(&checkpoint.config));
+        let keep = options.memory_bytes / 2;
+        let backend: Box<dyn Backend> = match options.precision {
+            Precision::F32 => Box::new(CpuBackend::<f32>::new(program, checkpoint.clone(), keep)),
+            Precision::F64 => Box::new(CpuBackend::<f64>::new(program, checkpoint.clone(), keep)),
+        };
+        Ok(UmaPotential {
+            config: checkpoint.config.clone(),
+            conditioner: Conditioner::new(&checkpoint),
+            backend,
+            options,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &UmaConfig {
+        &self.config
+    }
+
+    /// The network's answer with all intermediate values, in f64, for one system.
+    pub fn trace(
+        checkpoint: &Arc<Checkpoint>,
+        system: &System,
+        neighbors: &NeighborList,
+    ) -> (crate::backend::NetworkOutput, crate::backend::Conditioning, Trace) {
+        let program = Arc::new(network::program(&checkpoint.config));
+        let backend = CpuBackend::<f64>::new(program, checkpoint.clone(), usize::MAX);
+        let conditioning = Conditioner::new(checkpoint).conditioning(system);
+        let structure = Structure {
+            numbers: &system.numbers,
+            neighbors,
+            conditioning: Arc::new(conditioning.clone()),
+        };
+        let (mut outputs, trace) = backend.trace(&[structure]);
+        (outputs.remove(0), conditioning, trace)
+    }
+
+    fn refuse(message: String) -> Result<(), EvaluationError> {
+        Err(EvaluationError::Unsupported(message))
+    }
+
+    fn memory(&self, neighbors: &NeighborList) -> usize {
+        self.backend.memory(neighbors.target_start.len().saturating_sub(1), neighbors.len())
+    }
+}
+
+impl Potential for UmaPotential {
+    fn cutoff_angstrom(&self) -> f64 {
+        self.config.cutoff
+    }
+
+    fn max_neighbors(&self) -> usize {
+        self.config.max_neighbors
+    }
+
+    fn check(&self, system: &System) -> Result<(), EvaluationError> {
+        if system.is_empty() {
+            return Self::refuse("the structure has no atoms".into());
+        }
+        if !self.config.tasks.contains_key(&system.task) {
+            let known: Vec<&str> = self.config.task_names().collect();
+            return Self::refuse(format!(
+                "task '{}' is unknown to {}; it has {}",
+                system.task,
+                self.config.name,
+                known.join(", ")
+            ));
+        }
+        if !(-100..=100).contains(&system.charge) {
+            return Self::refuse(format!("charge {} is outside -100 to 100", system.charge));
+        }
+        if !(0..=100).contains(&system.spin) {
+            return Self::refuse(format!("spin multiplicity {} is outside 0 to 100", system.spin));
+        }
+        let elements = self.config.elements();
+        let unknown = system.numbers.iter().position(|&z| !elements.contains(&usize::from(z)));
+        if let Some(atom) = unknown {
+            return Self::refuse(format!(
+                "atom {atom} has atomic number {}; {} knows 1 to {}",
+                system.numbers[atom],
+                self.config.name,
+                elements.end - 1
+            ));
+        }
+        if system.len() == 1
+            && !system.cell.is_periodic()
+            && !self.config.supports_single_atoms
+        {
+            return Self::refuse(format!(
+                "{} was not trained on lone atoms (models from 1.2 on are)",
+                self.config.name
+            ));
+        }
+        Ok(())
+    }
+
+    fn edge_gradients(
+        &self,
+        batch: &[(&System, &NeighborList)],
+    ) -> Vec<Result<EdgeGradients, EvaluationError>> {
+        let mut answers: Vec<Option<Result<EdgeGradients, EvaluationError>>> =
+            vec![None; batch.len()];
+        let mut pending: Vec<usize> = Vec::new();
+        for (i, (system, neighbors)) in batch.iter().enumerate() {
+            let needed = self.memory(neighbors);
+            if needed > self.options.memory_bytes {
+                answers[i] = Some(Err(EvaluationError::OutOfMemory {
+                    atoms: system.len(),
+                    edges: neighbors.len(),
+                    needed_mib: needed >> 20,
+                    limit_mib: self.options.memory_bytes >> 20,
+                }));
+            } else if let Err(error) = self.check(system) {
+                answers[i] = Some(Err(error));
+            } else {
+                pending.push(i);
+            }
+        }
+        let mut first = 0;
+        while first < pending.len() {
+            let mut used = 0;
+            let count = pending[first..]
+                .iter()
+                .take_while(|&&i| {
+                    used += self.memory(batch[i].1);
+                    used <= self.options.memory_bytes
+                })
+                .count()
+                .max(1);
+            let part = &pending[first..first + count];
+            let structures: Vec<Structure> = part
+                .iter()
+                .map(|&i| Structure {
+                    numbers: &batch[i].0.numbers,
+                    neighbors: batch[i].1,
+                    conditioning: Arc::new(self.conditioner.conditioning(batch[i].0)),
+                })
+                .collect();
+            for (&i, output) in part.iter().zip(self.backend.run(&structures)) {
+                answers[i] = Some(Ok(self.denormalise(batch[i].0, output)));
+            }
+            first += count;
+        }
+        answers.into_iter().map(|a| a.expect("every structure was answered or refused")).collect()
+    }
+}
+
+impl UmaPotential {
+    /// From units of the normaliser to eV, with the reference energies of the elements.
+    fn denormalise(
+        &self,
+        system: &System,
+        output: crate::backend::NetworkOutput,
+    ) -> EdgeGradients {
+        let task = &self.config.tasks[&system.task];
+        // Models in f32 carry the scale in f32 too; 1.423 is then 1.42299997.
+        let scale = match self.options.precision {
+            Precision::F32 => f64::from(task.energy.rmsd as f32),
+            Precision::F64 => task.energy.rmsd,
+        };
+        let references: f64 = system
+            .numbers
+            .iter()
+            .map(|&z| task.element_references.get(usize::from(z)).copied().unwrap_or(0.0))
+            .sum();
+        EdgeGradients {
+            energy: output.energy * scale + task.energy.mean + references,
+            gradient: output.gradient.into_iter().map(|g| g.map(|x| x * scale)).collect(),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The CPU backend, in single or double precision.
+//!
+//! Work is cut into tiles of edges or atoms of one system; consecutive operations on the same kind
+//! of rows run tile by tile, so that their intermediates stay in the cache. How a system is cut
+//! depends on that system alone, every tile is done by one thread, and sums over edges follow the
+//! order of the edge list: results are the same bits for any batch and any number of threads.
+
+mod gate;
+mod geometry;
+mod linear;
+mod matmul;
+mod norm;
+mod radial;
+pub mod real;
+mod rotate;
+mod run;
+mod schedule;
+mod so2;
+mod weights;
+
+pub use run::{CpuBackend, Trace};

@@ -1,0 +1,247 @@
+//! The two number types, with the few functions that the kernels need in a form that vectorises.
+
+use std::fmt::Debug;
+use std::ops::{Add, AddAssign, Mul, MulAssign, Neg, Sub, SubAssign};
+
+/// f32 or f64.
+pub trait Real:
+    Copy
+    + Debug
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + 'static
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + SubAssign
+    + MulAssign
+{
+    /// 0
+    const ZERO: Self;
+    /// 1
+    const ONE: Self;
+    /// Rounds to this type.
+    fn from_f64(x: f64) -> Self;
+    /// Rounds to this type.
+    fn from_f32(x: f32) -> Self;
+    /// Exact.
+    fn to_f64(self) -> f64;
+    /// self * a + b, rounded once.
+    fn mul_add(self, a: Self, b: Self) -> Self;
+    /// 1 / sqrt(self)
+    fn inverse_sqrt(self) -> Self;
+    /// e^self
+    fn exp(self) -> Self;
+    /// 1 / (1 + e^-self)
+    fn sigmoid(self) -> Self;
+}
+
+impl Real for f32 {
+    const ZERO: f32 = 0.0;
+    const ONE: f32 = 1.0;
+
+    #[inline(always)]
+    fn from_f64(x: f64) -> f32 {
+        x as f32
+    }
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> f32 {
+        x
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: f32, b: f32) -> f32 {
+        f32::mul_add(self, a, b)
+    }
+
+    #[inline(always)]
+    fn inverse_sqrt(self) -> f32 {
+        1.0 / self.sqrt()
+    }
+
+    /// Within 1.2 ulp on [-87, 88]; beyond, the value at the end of the range. NaN stays NaN.
+    ///
+    /// x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7 (remainder
+    /// below 1e-8), 2^n through the exponent bits. The standard library's function is a call that
+    /// the compiler cannot vectorise.
+    #[inline(always)]
+    fn exp(self) -> f32 {
+        const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+        let x = if self > 88.0 { 88.0 } else { self };
+        let x = if x < -87.0 { -87.0 } else { x };
+        let shifted = f32::mul_add(x, std::f32::consts::LOG2_E, MAGIC);
+        let n = shifted - MAGIC;
+        let r = f32::mul_add(n, -0.693_145_75, x);
+        let r = f32::mul_add(n, -1.428_606_8e-6, r);
+        let mut p = 1.0 / 5040.0;
+        p = f32::mul_add(p, r, 1.0 / 720.0);
+        p = f32::mul_add(p, r, 1.0 / 120.0);
+        p = f32::mul_add(p, r, 1.0 / 24.0);
+        p = f32::mul_add(p, r, 1.0 / 6.0);
+        p = f32::mul_add(p, r, 0.5);
+        p = f32::mul_add(p, r, 1.0);
+        p = f32::mul_add(p, r, 1.0);
+        let exponent = (shifted.to_bits() << 23).wrapping_add(127 << 23);
+        p * f32::from_bits(exponent)
+    }
+
+    #[inline(always)]
+    fn sigmoid(self) -> f32 {
+        1.0 / (1.0 + Real::exp(-self))
+    }
+}
+
+impl Real for f64 {
+    const ZERO: f64 = 0.0;
+    const ONE: f64 = 1.0;
+
+    #[inline(always)]
+    fn from_f64(x: f64) -> f64 {
+        x
+    }
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> f64 {
+        f64::from(x)
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: f64, b: f64) -> f64 {
+        f64::mul_add(self, a, b)
+    }
+
+    #[inline(always)]
+    fn inverse_sqrt(self) -> f64 {
+        1.0 / self.sqrt()
+    }
+
+    #[inline(always)]
+    fn exp(self) -> f64 {
+        f64::exp(self)
+    }
+
+    #[inline(always)]
+    fn sigmoid(self) -> f64 {
+        1.0 / (1.0 + f64::exp(-self))
+    }
+}
+
+/// SiLU(x) = x sigmoid(x).
+#[inline(always)]
+pub fn silu<T: Real>(x: T) -> T {
+    x * x.sigmoid()
+}
+
+/// d SiLU / dx.
+#[inline(always)]
+pub fn silu_slope<T: Real>(x: T) -> T {
+    let s = x.sigmoid();
+    s * x.mul_add(T::ONE - s, T::ONE)
+}
+
+/// Numbers summed side by side before they are added up: a fixed order that still vectorises.
+pub const LANES: usize = 16;
+
+/// Sum of products, in lanes.
+#[inline(always)]
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for i in 0..LANES {
+            lanes[i] = a[i].mul_add(b[i], lanes[i]);
+        }
+    }
+    for (i, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
+        lanes[i] = a.mul_add(b, lanes[i]);
+    }
+    add_lanes(lanes)
+}
+
+/// Sum, in lanes.
+#[inline(always)]
+pub fn sum<T: Real>(a: &[T]) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let (chunks, rest) = a.as_chunks::<LANES>();
+    for a in chunks {
+        for i in 0..LANES {
+            lanes[i] += a[i];
+        }
+    }
+    for (i, &a) in rest.iter().enumerate() {
+        lanes[i] += a;
+    }
+    add_lanes(lanes)
+}
+
+/// Adds up lanes pairwise.
+#[inline(always)]
+pub fn add_lanes<T: Real>(mut lanes: [T; LANES]) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = lanes[i] + lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Runs a kernel with the widest vector instructions that the machine has. Everything in it must
+/// be `#[inline(always)]` to profit.
+#[inline(always)]
+pub fn vectorised<R>(kernel: impl FnOnce() -> R) -> R {
+    struct Kernel<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Kernel<F> {
+        type Output = R;
+        #[inline(always)]
+        fn call(self) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Kernel(kernel))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_accurate_to_a_few_ulp() {
+        let mut worst: f64 = 0.0;
+        for i in -870_000..=880_000 {
+            let x = i as f32 * 1e-4;
+            let exact = f64::from(x).exp();
+            worst = worst.max((f64::from(Real::exp(x)) - exact).abs() / exact);
+        }
+        assert!(worst < 1.5e-7, "relative error {worst:e}");
+        assert!(Real::exp(f32::NAN).is_nan() && Real::sigmoid(f32::NAN).is_nan());
+        assert_eq!(Real::sigmoid(-1e30f32), Real::sigmoid(-1e4f32));
+        assert_eq!(Real::sigmoid(f32::INFINITY), 1.0);
+    }
+
+    #[test]
+    fn silu_slope_is_the_derivative() {
+        for i in -50..50 {
+            let x = 0.2 * f64::from(i);
+            let numeric = (silu(x + 1e-6) - silu(x - 1e-6)) / 2e-6;
+            assert!((silu_slope(x) - numeric).abs() < 1e-9);
+        }
+    }
+}

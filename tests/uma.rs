@@ -1,0 +1,227 @@
+//! UMA against fairchem: energies, forces and stress of the golden files, and the network stage by
+//! stage. The answers were made by `tools/reference/make_goldens.py` and `make_stages.py`.
+
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use umaserve::neighbors::NeighborList;
+use umaserve::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
+use umaserve::potential::{Potential, evaluate};
+use umaserve::system::{Cell, Evaluation, System};
+
+const MAX_EDGES: usize = 1_000_000;
+
+#[derive(Deserialize)]
+struct Goldens {
+    entries: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    name: String,
+    task: String,
+    numbers: Vec<u8>,
+    positions: Vec<[f64; 3]>,
+    cell: [[f64; 3]; 3],
+    pbc: [bool; 3],
+    charge: i32,
+    spin: i32,
+    energy: f64,
+    forces: Vec<[f64; 3]>,
+    stress: Option<[[f64; 3]; 3]>,
+}
+
+impl Entry {
+    fn system(&self) -> System {
+        System {
+            numbers: self.numbers.clone(),
+            positions: self.positions.clone(),
+            cell: Cell { vectors: self.cell, periodic: self.pbc },
+            charge: self.charge,
+            spin: self.spin,
+            task: self.task.clone(),
+        }
+    }
+}
+
+fn data(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn json<T: for<'a> Deserialize<'a>>(name: &str) -> T {
+    let text = std::fs::read_to_string(data(name)).unwrap();
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+fn checkpoint(model: &str) -> Arc<Checkpoint> {
+    Arc::new(Checkpoint::open(data(&format!("nano-{model}.pt"))).unwrap())
+}
+
+fn potential(model: &str, precision: Precision) -> UmaPotential {
+    let options = UmaOptions { precision, ..UmaOptions::default() };
+    UmaPotential::on_cpu(checkpoint(model), options).unwrap()
+}
+
+fn answers(potential: &UmaPotential, systems: &[System]) -> Vec<Evaluation> {
+    let systems: Vec<&System> = systems.iter().collect();
+    evaluate(potential, &systems, MAX_EDGES).into_iter().map(|r| r.unwrap()).collect()
+}
+
+fn largest<'a>(rows: impl IntoIterator<Item = &'a [f64; 3]>) -> f64 {
+    rows.into_iter().flatten().fold(0.0, |a: f64, x| a.max(x.abs()))
+}
+
+fn difference(a: &[[f64; 3]], b: &[[f64; 3]]) -> f64 {
+    let rows: Vec<[f64; 3]> =
+        a.iter().zip(b).map(|(a, b)| std::array::from_fn(|k| a[k] - b[k])).collect();
+    assert_eq!(a.len(), b.len());
+    largest(&rows)
+}
+
+/// Largest errors over a golden file: energy per atom, forces, stress; each with its scale.
+fn errors(model: &str, precision: Precision) -> Vec<(String, f64, f64, f64)> {
+    let potential = potential(model, precision);
+    let goldens: Goldens = json(&format!("nano-{model}.json"));
+    assert!(goldens.entries.len() >= 19);
+    let systems: Vec<System> = goldens.entries.iter().map(Entry::system).collect();
+    let force_scale = largest(goldens.entries.iter().flat_map(|e| &e.forces));
+    let mut out = Vec::new();
+    for (entry, answer) in goldens.entries.iter().zip(answers(&potential, &systems)) {
+        let atoms = entry.numbers.len() as f64;
+        let energy = (answer.energy - entry.energy).abs() / atoms;
+        let force = difference(&answer.forces, &entry.forces);
+        // fairchem reports a stress for molecules too, the virial in eV; here only a periodic
+        // system has one.
+        let stress = match (&answer.stress, &entry.stress) {
+            (Some(a), Some(b)) => difference(a, b),
+            (None, _) => {
+                assert!(!systems[0].cell.is_periodic() || !entry.pbc.contains(&true));
+                0.0
+            }
+            (Some(_), None) => panic!("{}: no golden stress", entry.name),
+        };
+        assert!(force_scale > 1e-4, "the golden forces are not all zero");
+        out.push((entry.name.clone(), energy, force, stress));
+    }
+    out
+}
+
+#[test]
+fn agrees_with_fairchem_in_double_precision() {
+    for model in ["1p1", "1p2", "m", "esen"] {
+        let goldens: Goldens = json(&format!("nano-{model}.json"));
+        let forces = largest(goldens.entries.iter().flat_map(|e| &e.forces));
+        let periodic = goldens.entries.iter().filter(|e| e.pbc.contains(&true));
+        let stress = largest(periodic.filter_map(|e| e.stress.as_ref()).flatten());
+        for (name, energy, force_error, stress_error) in errors(model, Precision::F64) {
+            assert!(energy < 1e-9, "{model} {name}: energy off by {energy:e} eV/atom");
+            assert!(force_error < 1e-8 * forces, "{model} {name}: forces off by {force_error:e}");
+            assert!(
+                stress_error < 1e-8 * stress,
+                "{model} {name}: stress off by {stress_error:e} of {stress:e}"
+            );
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Edges {
+    source: Vec<u32>,
+    target: Vec<u32>,
+    vector: Vec<[f64; 3]>,
+}
+
+#[derive(Deserialize)]
+struct Stages {
+    task: String,
+    charge: i32,
+    spin: i32,
+    numbers: Vec<u8>,
+    positions: Vec<[f64; 3]>,
+    cell: [[f64; 3]; 3],
+    pbc: [bool; 3],
+    edges: Edges,
+    csd: Vec<f64>,
+    alpha: Vec<f64>,
+    nodes_initial: Vec<Vec<Vec<f64>>>,
+    nodes_after_edgewise: Vec<Vec<Vec<Vec<f64>>>>,
+    nodes_after_block: Vec<Vec<Vec<Vec<f64>>>>,
+    radial: Vec<Vec<Vec<f64>>>,
+    radial_edge_degree: Vec<Vec<f64>>,
+    final_norm_scalars: Vec<Vec<f64>>,
+    node_energies: Vec<f64>,
+    normalised_energy: f64,
+    gradient: Vec<[f64; 3]>,
+}
+
+fn close(what: &str, ours: &[f64], reference: &[f64]) {
+    let scale = reference.iter().fold(1e-3, |a: f64, x| a.max(x.abs()));
+    assert!(ours.len() >= reference.len(), "{what}: {} values", ours.len());
+    for (i, (a, b)) in ours.iter().zip(reference).enumerate() {
+        assert!((a - b).abs() < 1e-11 * scale, "{what}[{i}]: {a} instead of {b}");
+    }
+}
+
+#[test]
+fn every_stage_agrees_with_the_reference() {
+    for model in ["1p1", "1p2", "m"] {
+        let stages: Stages = json(&format!("stages-{model}.json"));
+        let system = System {
+            numbers: stages.numbers,
+            positions: stages.positions,
+            cell: Cell { vectors: stages.cell, periodic: stages.pbc },
+            charge: stages.charge,
+            spin: stages.spin,
+            task: stages.task,
+        };
+        // The reference's edges, in its order within each target.
+        let mut order: Vec<usize> = (0..stages.edges.source.len()).collect();
+        order.sort_by_key(|&e| stages.edges.target[e]);
+        let mut neighbors = NeighborList { target_start: vec![0], ..NeighborList::default() };
+        for a in 0..system.len() as u32 {
+            let count = stages.edges.target.iter().filter(|&&t| t == a).count() as u32;
+            neighbors.target_start.push(neighbors.target_start[a as usize] + count);
+        }
+        neighbors.source = order.iter().map(|&e| stages.edges.source[e]).collect();
+        neighbors.vector = order.iter().map(|&e| stages.edges.vector[e]).collect();
+        neighbors.reverse = vec![u32::MAX; order.len()];
+
+        let checkpoint = checkpoint(model);
+        let (output, conditioning, trace) = UmaPotential::trace(&checkpoint, &system, &neighbors);
+        let buffer = |name: &str| {
+            let found = trace.buffers.iter().find(|(n, _)| n == name);
+            found.unwrap_or_else(|| panic!("no buffer {name}")).1.clone()
+        };
+        let flat = |x: &[Vec<Vec<f64>>]| -> Vec<f64> { x.iter().flatten().flatten().copied().collect() };
+        close("csd", &conditioning.vector, &stages.csd);
+        close("alpha", &conditioning.experts, &stages.alpha);
+        close("edge degree", &buffer("edge_degree"), &flat(&stages.nodes_initial));
+        if order.windows(2).all(|w| w[0] < w[1]) {
+            let radial: Vec<f64> = stages.radial_edge_degree.concat();
+            close("edge-degree radial", &buffer("radial"), &radial);
+            for (i, radial) in stages.radial.iter().enumerate() {
+                close("radial", &buffer(&format!("block.{i}.radial")), &radial.concat());
+            }
+        }
+        for (i, x) in stages.nodes_after_edgewise.iter().enumerate() {
+            close("after edges", &buffer(&format!("block.{i}.after_edges")), &flat(x));
+        }
+        for (i, x) in stages.nodes_after_block.iter().enumerate() {
+            let names = [format!("block.{i}.balanced"), format!("block.{i}.after_atoms")];
+            let last = names.iter().find(|n| trace.buffers.iter().any(|(b, _)| b == *n)).unwrap();
+            close(last, &buffer(last), &flat(x));
+        }
+        let rows = buffer("head.norm");
+        let width = rows.len() / system.len();
+        let scalars: Vec<f64> = rows
+            .chunks(width)
+            .flat_map(|r| r[..stages.final_norm_scalars[0].len()].to_vec())
+            .collect();
+        close("final norm", &scalars, &stages.final_norm_scalars.concat());
+        close("node energies", &buffer("head.atom_energy"), &stages.node_energies);
+        close("energy", &[output.energy], &[stages.normalised_energy]);
+        let gradient: Vec<f64> = output.gradient.concat();
+        let reference: Vec<f64> = order.iter().flat_map(|&e| stages.gradient[e]).collect();
+        close("gradient", &gradient, &reference);
+    }
+}
