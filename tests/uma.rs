@@ -36,7 +36,10 @@ impl Entry {
         System {
             numbers: self.numbers.clone(),
             positions: self.positions.clone(),
-            cell: Cell { vectors: self.cell, periodic: self.pbc },
+            cell: Cell {
+                vectors: self.cell,
+                periodic: self.pbc,
+            },
             charge: self.charge,
             spin: self.spin,
             task: self.task.clone(),
@@ -45,7 +48,9 @@ impl Entry {
 }
 
 fn data(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
 }
 
 fn json<T: for<'a> Deserialize<'a>>(name: &str) -> T {
@@ -58,22 +63,33 @@ fn checkpoint(model: &str) -> Arc<Checkpoint> {
 }
 
 fn potential(model: &str, precision: Precision) -> UmaPotential {
-    let options = UmaOptions { precision, ..UmaOptions::default() };
+    let options = UmaOptions {
+        precision,
+        ..UmaOptions::default()
+    };
     UmaPotential::on_cpu(checkpoint(model), options).unwrap()
 }
 
 fn answers(potential: &UmaPotential, systems: &[System]) -> Vec<Evaluation> {
     let systems: Vec<&System> = systems.iter().collect();
-    evaluate(potential, &systems, MAX_EDGES).into_iter().map(|r| r.unwrap()).collect()
+    evaluate(potential, &systems, MAX_EDGES)
+        .into_iter()
+        .map(|r| r.unwrap())
+        .collect()
 }
 
 fn largest<'a>(rows: impl IntoIterator<Item = &'a [f64; 3]>) -> f64 {
-    rows.into_iter().flatten().fold(0.0, |a: f64, x| a.max(x.abs()))
+    rows.into_iter()
+        .flatten()
+        .fold(0.0, |a: f64, x| a.max(x.abs()))
 }
 
 fn difference(a: &[[f64; 3]], b: &[[f64; 3]]) -> f64 {
-    let rows: Vec<[f64; 3]> =
-        a.iter().zip(b).map(|(a, b)| std::array::from_fn(|k| a[k] - b[k])).collect();
+    let rows: Vec<[f64; 3]> = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| std::array::from_fn(|k| a[k] - b[k]))
+        .collect();
     assert_eq!(a.len(), b.len());
     largest(&rows)
 }
@@ -114,8 +130,14 @@ fn agrees_with_fairchem_in_double_precision() {
         let periodic = goldens.entries.iter().filter(|e| e.pbc.contains(&true));
         let stress = largest(periodic.filter_map(|e| e.stress.as_ref()).flatten());
         for (name, energy, force_error, stress_error) in errors(model, Precision::F64) {
-            assert!(energy < 1e-9, "{model} {name}: energy off by {energy:e} eV/atom");
-            assert!(force_error < 1e-8 * forces, "{model} {name}: forces off by {force_error:e}");
+            assert!(
+                energy < 1e-9,
+                "{model} {name}: energy off by {energy:e} eV/atom"
+            );
+            assert!(
+                force_error < 1e-8 * forces,
+                "{model} {name}: forces off by {force_error:e}"
+            );
             assert!(
                 stress_error < 1e-8 * stress,
                 "{model} {name}: stress off by {stress_error:e} of {stress:e}"
@@ -156,9 +178,16 @@ struct Stages {
 
 fn close(what: &str, ours: &[f64], reference: &[f64]) {
     let scale = reference.iter().fold(1e-3, |a: f64, x| a.max(x.abs()));
-    assert!(ours.len() >= reference.len(), "{what}: {} values", ours.len());
+    assert!(
+        ours.len() >= reference.len(),
+        "{what}: {} values",
+        ours.len()
+    );
     for (i, (a, b)) in ours.iter().zip(reference).enumerate() {
-        assert!((a - b).abs() < 1e-11 * scale, "{what}[{i}]: {a} instead of {b}");
+        assert!(
+            (a - b).abs() < 1e-11 * scale,
+            "{what}[{i}]: {a} instead of {b}"
+        );
     }
 }
 
@@ -169,7 +198,10 @@ fn every_stage_agrees_with_the_reference() {
         let system = System {
             numbers: stages.numbers,
             positions: stages.positions,
-            cell: Cell { vectors: stages.cell, periodic: stages.pbc },
+            cell: Cell {
+                vectors: stages.cell,
+                periodic: stages.pbc,
+            },
             charge: stages.charge,
             spin: stages.spin,
             task: stages.task,
@@ -177,10 +209,15 @@ fn every_stage_agrees_with_the_reference() {
         // The reference's edges, in its order within each target.
         let mut order: Vec<usize> = (0..stages.edges.source.len()).collect();
         order.sort_by_key(|&e| stages.edges.target[e]);
-        let mut neighbors = NeighborList { target_start: vec![0], ..NeighborList::default() };
+        let mut neighbors = NeighborList {
+            target_start: vec![0],
+            ..NeighborList::default()
+        };
         for a in 0..system.len() as u32 {
             let count = stages.edges.target.iter().filter(|&&t| t == a).count() as u32;
-            neighbors.target_start.push(neighbors.target_start[a as usize] + count);
+            neighbors
+                .target_start
+                .push(neighbors.target_start[a as usize] + count);
         }
         neighbors.source = order.iter().map(|&e| stages.edges.source[e]).collect();
         neighbors.vector = order.iter().map(|&e| stages.edges.vector[e]).collect();
@@ -190,25 +227,47 @@ fn every_stage_agrees_with_the_reference() {
         let (output, conditioning, trace) = UmaPotential::trace(&checkpoint, &system, &neighbors);
         let buffer = |name: &str| {
             let found = trace.buffers.iter().find(|(n, _)| n == name);
-            found.unwrap_or_else(|| panic!("no buffer {name}")).1.clone()
+            found
+                .unwrap_or_else(|| panic!("no buffer {name}"))
+                .1
+                .clone()
         };
-        let flat = |x: &[Vec<Vec<f64>>]| -> Vec<f64> { x.iter().flatten().flatten().copied().collect() };
+        let flat =
+            |x: &[Vec<Vec<f64>>]| -> Vec<f64> { x.iter().flatten().flatten().copied().collect() };
         close("csd", &conditioning.vector, &stages.csd);
         close("alpha", &conditioning.experts, &stages.alpha);
-        close("edge degree", &buffer("edge_degree"), &flat(&stages.nodes_initial));
+        close(
+            "edge degree",
+            &buffer("edge_degree"),
+            &flat(&stages.nodes_initial),
+        );
         if order.windows(2).all(|w| w[0] < w[1]) {
             let radial: Vec<f64> = stages.radial_edge_degree.concat();
             close("edge-degree radial", &buffer("radial"), &radial);
             for (i, radial) in stages.radial.iter().enumerate() {
-                close("radial", &buffer(&format!("block.{i}.radial")), &radial.concat());
+                close(
+                    "radial",
+                    &buffer(&format!("block.{i}.radial")),
+                    &radial.concat(),
+                );
             }
         }
         for (i, x) in stages.nodes_after_edgewise.iter().enumerate() {
-            close("after edges", &buffer(&format!("block.{i}.after_edges")), &flat(x));
+            close(
+                "after edges",
+                &buffer(&format!("block.{i}.after_edges")),
+                &flat(x),
+            );
         }
         for (i, x) in stages.nodes_after_block.iter().enumerate() {
-            let names = [format!("block.{i}.balanced"), format!("block.{i}.after_atoms")];
-            let last = names.iter().find(|n| trace.buffers.iter().any(|(b, _)| b == *n)).unwrap();
+            let names = [
+                format!("block.{i}.balanced"),
+                format!("block.{i}.after_atoms"),
+            ];
+            let last = names
+                .iter()
+                .find(|n| trace.buffers.iter().any(|(b, _)| b == *n))
+                .unwrap();
             close(last, &buffer(last), &flat(x));
         }
         let rows = buffer("head.norm");
@@ -218,7 +277,11 @@ fn every_stage_agrees_with_the_reference() {
             .flat_map(|r| r[..stages.final_norm_scalars[0].len()].to_vec())
             .collect();
         close("final norm", &scalars, &stages.final_norm_scalars.concat());
-        close("node energies", &buffer("head.atom_energy"), &stages.node_energies);
+        close(
+            "node energies",
+            &buffer("head.atom_energy"),
+            &stages.node_energies,
+        );
         close("energy", &[output.energy], &[stages.normalised_energy]);
         let gradient: Vec<f64> = output.gradient.concat();
         let reference: Vec<f64> = order.iter().flat_map(|&e| stages.gradient[e]).collect();

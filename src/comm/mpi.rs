@@ -64,6 +64,15 @@ pub struct Ranks {
     _universe: Universe,
 }
 
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Finalizing would wait for ranks that wait for this one.
+            self.world.abort(1);
+        }
+    }
+}
+
 impl Ranks {
     /// Joins the job. To be called once, by the main thread, before other threads start.
     ///

@@ -271,7 +271,12 @@ impl Op {
     /// All buffers that the forward pass writes.
     pub fn writes(&self) -> Vec<Buf> {
         match *self {
-            Op::Radial { hidden_1, hidden_2, out, .. } => vec![hidden_1, hidden_2, out],
+            Op::Radial {
+                hidden_1,
+                hidden_2,
+                out,
+                ..
+            } => vec![hidden_1, hidden_2, out],
             Op::Linear { pre, out, .. } if pre != out => vec![pre, out],
             _ => vec![self.out()],
         }
@@ -282,7 +287,9 @@ impl Op {
         match *self {
             Op::EmbedAtoms { .. } | Op::Balance { .. } | Op::So2Linear { .. } => vec![],
             Op::So3Linear { .. } => vec![],
-            Op::Radial { hidden_1, hidden_2, .. } => vec![hidden_1, hidden_2],
+            Op::Radial {
+                hidden_1, hidden_2, ..
+            } => vec![hidden_1, hidden_2],
             Op::ScatterRadial { radial, .. } => vec![radial],
             Op::RmsNorm { x, .. } => vec![x],
             Op::GatherRotateScale { x, radial, .. } => vec![x, radial],

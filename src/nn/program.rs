@@ -120,7 +120,11 @@ impl Program {
                     atom += self.elements(*weight);
                     vec![]
                 }
-                Op::So3Linear { channels_in, channels_out, .. } => {
+                Op::So3Linear {
+                    channels_in,
+                    channels_out,
+                    ..
+                } => {
                     atom += (self.layout.rows * channels_in * channels_out) as u64;
                     vec![]
                 }
@@ -190,9 +194,16 @@ impl Builder {
     }
 
     fn buffer(&mut self, name: &str, domain: Domain, width: usize) -> Buf {
-        let name =
-            if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
-        self.program.buffers.push(Buffer { name, domain, width });
+        let name = if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        };
+        self.program.buffers.push(Buffer {
+            name,
+            domain,
+            width,
+        });
         Buf(self.program.buffers.len() - 1)
     }
 
@@ -225,8 +236,12 @@ impl Builder {
     }
 
     fn linear_pair(&mut self, w: &Scope, out: usize, input: usize) -> (Weight, Weight) {
-        let weight =
-            self.weight(&w.at("weight"), &[out, input], WeightKind::Fixed, WeightUse::Linear);
+        let weight = self.weight(
+            &w.at("weight"),
+            &[out, input],
+            WeightKind::Fixed,
+            WeightUse::Linear,
+        );
         (weight, self.plain(w.at("bias"), &[out]))
     }
 
@@ -269,14 +284,24 @@ impl Builder {
         let hidden_1 = self.buffer("radial_hidden_1", Domain::Edge, hidden);
         let hidden_2 = self.buffer("radial_hidden_2", Domain::Edge, hidden);
         let out = self.buffer("radial", Domain::Edge, width);
-        self.program.ops.push(Op::Radial { mlp, hidden_1, hidden_2, out });
+        self.program.ops.push(Op::Radial {
+            mlp,
+            hidden_1,
+            hidden_2,
+            out,
+        });
         out
     }
 
     /// See [`Op::ScatterRadial`].
     pub fn scatter_radial(&mut self, radial: Buf, x: Buf, scale: f64) -> Buf {
         let out = self.node("edge_degree", self.program.channels);
-        self.program.ops.push(Op::ScatterRadial { radial, x, scale, out });
+        self.program.ops.push(Op::ScatterRadial {
+            radial,
+            x,
+            scale,
+            out,
+        });
         out
     }
 
@@ -286,7 +311,13 @@ impl Builder {
         let weight = self.plain(w.at("affine_weight"), &[l + 1, c]);
         let bias = self.plain(w.at("affine_bias"), &[c]);
         let out = self.node(name, c);
-        self.program.ops.push(Op::RmsNorm { x, weight, bias, add_conditioning, out });
+        self.program.ops.push(Op::RmsNorm {
+            x,
+            weight,
+            bias,
+            add_conditioning,
+            out,
+        });
         out
     }
 
@@ -296,7 +327,12 @@ impl Builder {
         let c = 2 * self.program.channels;
         let gradient = self.buffer("gathered_gradient", Domain::Edge, rows * c);
         let out = self.buffer("gathered", Domain::Edge, edge_rows * c);
-        self.program.ops.push(Op::GatherRotateScale { x, radial, gradient, out });
+        self.program.ops.push(Op::GatherRotateScale {
+            x,
+            radial,
+            gradient,
+            out,
+        });
         out
     }
 
@@ -311,8 +347,11 @@ impl Builder {
         mixed: bool,
     ) -> Buf {
         let layout = self.program.layout.clone();
-        let (kind, leaf) =
-            if mixed { (WeightKind::Mixed, "weights") } else { (WeightKind::Fixed, "weight") };
+        let (kind, leaf) = if mixed {
+            (WeightKind::Mixed, "weights")
+        } else {
+            (WeightKind::Fixed, "weight")
+        };
         let n0 = layout.lmax + 1;
         let m0_out = gates + n0 * channels_out;
         let weights = So2Weights {
@@ -329,7 +368,10 @@ impl Builder {
                 .map(|block| {
                     self.weight(
                         &w.at("so2_m_conv").at(block.m - 1).at("fc").at(leaf),
-                        &[2 * block.degrees * channels_out, block.degrees * channels_in],
+                        &[
+                            2 * block.degrees * channels_out,
+                            block.degrees * channels_in,
+                        ],
                         kind,
                         WeightUse::Complex,
                     )
@@ -337,7 +379,14 @@ impl Builder {
                 .collect(),
         };
         let out = self.buffer(name, Domain::Edge, gates + layout.edge_rows * channels_out);
-        self.program.ops.push(Op::So2Linear { x, weights, channels_in, channels_out, gates, out });
+        self.program.ops.push(Op::So2Linear {
+            x,
+            weights,
+            channels_in,
+            channels_out,
+            gates,
+            out,
+        });
         out
     }
 
@@ -366,8 +415,11 @@ impl Builder {
         per_task: bool,
         silu: bool,
     ) -> Buf {
-        let (kind, leaf) =
-            if per_task { (WeightKind::PerTask, "weights") } else { (WeightKind::Fixed, "weight") };
+        let (kind, leaf) = if per_task {
+            (WeightKind::PerTask, "weights")
+        } else {
+            (WeightKind::Fixed, "weight")
+        };
         let weight = self.weight(&w.at(leaf), &[output, input], kind, WeightUse::Linear);
         let bias = self.plain(w.at("bias"), &[output]);
         let out = self.buffer(name, Domain::Atom, output);
@@ -376,7 +428,14 @@ impl Builder {
         } else {
             out
         };
-        self.program.ops.push(Op::Linear { x, weight, bias, silu, pre, out });
+        self.program.ops.push(Op::Linear {
+            x,
+            weight,
+            bias,
+            silu,
+            pre,
+            out,
+        });
         out
     }
 
@@ -413,14 +472,24 @@ impl Builder {
     /// See [`Op::GateAtoms`].
     pub fn gate_atoms(&mut self, x: Buf, gates: Buf, channels: usize) -> Buf {
         let out = self.node("feed_forward_gated", channels);
-        self.program.ops.push(Op::GateAtoms { x, gates, channels, out });
+        self.program.ops.push(Op::GateAtoms {
+            x,
+            gates,
+            channels,
+            out,
+        });
         out
     }
 
     /// See [`Op::Balance`].
     pub fn balance(&mut self, x: Buf, channels: Range<usize>, target: BalanceTarget) -> Buf {
         let out = self.node("balanced", self.program.channels);
-        self.program.ops.push(Op::Balance { x, channels, target, out });
+        self.program.ops.push(Op::Balance {
+            x,
+            channels,
+            target,
+            out,
+        });
         out
     }
 

@@ -6,6 +6,7 @@
 
 pub mod convert;
 mod health;
+mod runtime;
 mod socket;
 
 use std::io;
@@ -25,6 +26,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 pub use health::{Health, HealthStatus};
+pub use runtime::{RunningServer, outlive_signals};
 
 use crate::comm::SessionId;
 use crate::session::{ClientMessage, ServerMessage, SessionSettings, Ticket};

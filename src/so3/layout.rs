@@ -56,7 +56,11 @@ impl Layout {
             radial_row.extend(shared.clone());
             radial_rows = shared.end;
             radial_row.extend(shared);
-            blocks.push(MBlock { m, degrees: lmax - m + 1, row: edge_row_degree.len() });
+            blocks.push(MBlock {
+                m,
+                degrees: lmax - m + 1,
+                row: edge_row_degree.len(),
+            });
             edge_row_degree.extend(m..=lmax);
             edge_row_degree.extend(m..=lmax);
         }
@@ -86,7 +90,11 @@ impl Layout {
         }
         let block = &self.blocks[m.unsigned_abs() - 1];
         let within = l - block.m;
-        if m > 0 { block.row + within } else { block.row + block.degrees + within }
+        if m > 0 {
+            block.row + within
+        } else {
+            block.row + block.degrees + within
+        }
     }
 
     /// Degree of each atom row.

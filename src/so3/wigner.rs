@@ -36,14 +36,21 @@ impl Wigner {
     /// Prepares the constant matrices.
     pub fn new(layout: &Layout) -> Wigner {
         assert!(layout.lmax <= MAX_DEGREE);
-        Wigner { layout: layout.clone(), j: (0..=layout.lmax).map(half_turn).collect() }
+        Wigner {
+            layout: layout.clone(),
+            j: (0..=layout.lmax).map(half_turn).collect(),
+        }
     }
 
     /// Writes the packed matrix of the rotation that turns the unit vector onto +y.
     pub fn fill(&self, unit: [f64; 3], out: &mut [f64]) {
         let [x, y, z] = unit;
         let sin_b = x.hypot(z);
-        let (cos_a, sin_a) = if sin_b > 0.0 { (z / sin_b, x / sin_b) } else { (1.0, 0.0) };
+        let (cos_a, sin_a) = if sin_b > 0.0 {
+            (z / sin_b, x / sin_b)
+        } else {
+            (1.0, 0.0)
+        };
         out[0] = 1.0;
         // cos(k t), sin(k t) by the addition theorem: exact to a few ulp for these small k.
         let multiples = |c: f64, s: f64| {
@@ -61,8 +68,9 @@ impl Wigner {
             let n = 2 * l + 1;
             let j = &self.j[l];
             let k = l.min(self.layout.mmax);
-            for (row, out) in
-                out[self.layout.wigner_offset[l]..][..(2 * k + 1) * n].chunks_exact_mut(n).enumerate()
+            for (row, out) in out[self.layout.wigner_offset[l]..][..(2 * k + 1) * n]
+                .chunks_exact_mut(n)
+                .enumerate()
             {
                 let j_row = &j[(row + l - k) * n..][..n];
                 // u = (J X(-b)) row, then v = u J, then v X(-a).
@@ -87,7 +95,11 @@ fn turn(row: &[f64], multiples: &[(f64, f64)], l: usize, out: &mut [f64]) {
         let (c, s) = multiples[column.abs_diff(l)];
         // X(-t)[mirror][column] = sin((mirror - l) * t) with the sign of (l - column).
         let s = if column < l { s } else { -s };
-        *out = if column == l { row[l] } else { row[column] * c + row[mirror] * s };
+        *out = if column == l {
+            row[l]
+        } else {
+            row[column] * c + row[mirror] * s
+        };
     }
 }
 
@@ -109,9 +121,13 @@ fn half_turn(l: usize) -> Vec<f64> {
     }
     let gram = &before * before.transpose();
     let d = (&after * before.transpose())
-        * gram.try_inverse().expect("harmonics are linearly independent on the spiral");
+        * gram
+            .try_inverse()
+            .expect("harmonics are linearly independent on the spiral");
     let sign = if l.is_multiple_of(2) { 1.0 } else { -1.0 };
-    (0..n * n).map(|i| sign * 0.5 * (d[(i / n, i % n)] + d[(i % n, i / n)])).collect()
+    (0..n * n)
+        .map(|i| sign * 0.5 * (d[(i / n, i % n)] + d[(i % n, i / n)]))
+        .collect()
 }
 
 /// Real spherical harmonics of degree l at a unit vector, orthonormal up to a common factor,
@@ -123,8 +139,8 @@ fn harmonics(l: usize, [x, y, z]: [f64; 3]) -> Vec<f64> {
         let mut current: f64 = (0..m).map(|k| (2 * k + 1) as f64).product();
         let mut previous = 0.0;
         for k in m..l {
-            let next = ((2 * k + 1) as f64 * y * current - (k + m) as f64 * previous)
-                / (k + 1 - m) as f64;
+            let next =
+                ((2 * k + 1) as f64 * y * current - (k + m) as f64 * previous) / (k + 1 - m) as f64;
             (previous, current) = (current, next);
         }
         *q = current;
@@ -186,7 +202,12 @@ mod tests {
     use super::*;
 
     fn units() -> Vec<[f64; 3]> {
-        let mut out = vec![[0.0, 1.0, 0.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]];
+        let mut out = vec![
+            [0.0, 1.0, 0.0],
+            [0.0, -1.0, 0.0],
+            [1.0, 0.0, 0.0],
+            [0.0, 0.0, -1.0],
+        ];
         for i in 0..20 {
             let (a, b) = (0.37 * i as f64, 0.71 * i as f64 + 0.2);
             out.push([a.sin() * b.cos(), a.cos(), a.sin() * b.sin()]);
@@ -210,8 +231,9 @@ mod tests {
                     let value: f64 = (0..n).map(|c| block[row * n + c] * from[c]).sum();
                     assert!((value - to[row]).abs() < 1e-13, "l={l} {unit:?}");
                     for other in 0..n {
-                        let dot: f64 =
-                            (0..n).map(|c| block[row * n + c] * block[other * n + c]).sum();
+                        let dot: f64 = (0..n)
+                            .map(|c| block[row * n + c] * block[other * n + c])
+                            .sum();
                         assert!((dot - f64::from(row == other)).abs() < 1e-13);
                     }
                 }
@@ -227,12 +249,16 @@ mod tests {
         for unit in units() {
             wigner.fill(unit, &mut d);
             let r = &d[1..];
-            let turned: Vec<f64> =
-                (0..3).map(|i| (0..3).map(|k| r[3 * i + k] * unit[k]).sum()).collect();
+            let turned: Vec<f64> = (0..3)
+                .map(|i| (0..3).map(|k| r[3 * i + k] * unit[k]).sum())
+                .collect();
             assert!((turned[1] - 1.0).abs() < 1e-14 && turned[0].abs() < 1e-14);
             let det = r[0] * (r[4] * r[8] - r[5] * r[7]) - r[1] * (r[3] * r[8] - r[5] * r[6])
                 + r[2] * (r[3] * r[7] - r[4] * r[6]);
-            assert!((det - 1.0).abs() < 1e-13, "a proper rotation, not a reflection");
+            assert!(
+                (det - 1.0).abs() < 1e-13,
+                "a proper rotation, not a reflection"
+            );
         }
     }
 
@@ -252,8 +278,11 @@ mod tests {
             ];
             let shifted = |s: f64| [0, 1, 2].map(|i| p[i] + s * cross[i]);
             for l in 1..=5usize {
-                let (plus, minus, y) =
-                    (harmonics(l, shifted(1.0)), harmonics(l, shifted(-1.0)), harmonics(l, p));
+                let (plus, minus, y) = (
+                    harmonics(l, shifted(1.0)),
+                    harmonics(l, shifted(-1.0)),
+                    harmonics(l, p),
+                );
                 let mut predicted = vec![0.0; 2 * l + 1];
                 for e in entries.iter().filter(|e| e.axis == axis) {
                     if e.row >= l * l && e.row < (l + 1) * (l + 1) {

@@ -6,13 +6,7 @@ use crate::nn::Buf;
 
 /// y = gate(x) for one row set: `degree[r]` tells which gate a row takes.
 #[inline(always)]
-fn apply<T: Real>(
-    degrees: &[usize],
-    channels: usize,
-    sigmoids: &[T],
-    x: &[T],
-    y: &mut [T],
-) {
+fn apply<T: Real>(degrees: &[usize], channels: usize, sigmoids: &[T], x: &[T], y: &mut [T]) {
     for (row, &l) in degrees.iter().enumerate() {
         let x = &x[row * channels..][..channels];
         let y = &mut y[row * channels..][..channels];
@@ -159,7 +153,11 @@ pub(super) fn atoms_forward<T: Real>(
         #[inline(always)]
         || {
             let mut s = vec![T::ZERO; count];
-            for (i, (x, y)) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).enumerate() {
+            for (i, (x, y)) in x
+                .chunks_exact(width)
+                .zip(y.chunks_exact_mut(width))
+                .enumerate()
+            {
                 sigmoids_of(&gates[i * count..][..count], &mut s);
                 apply(&degrees, channels, &s, x, y);
             }

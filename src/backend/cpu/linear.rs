@@ -17,7 +17,10 @@ pub(super) fn embed<T: Real>(
     let table = run.weights.plain(table);
     let conditioning = &run.system(tile).mixed.vector;
     let y = frame.take(out);
-    for (row, atom) in y.chunks_exact_mut(run.layout.rows * channels).zip(tile.rows.clone()) {
+    for (row, atom) in y
+        .chunks_exact_mut(run.layout.rows * channels)
+        .zip(tile.rows.clone())
+    {
         row.fill(T::ZERO);
         let element = &table[run.numbers[atom] as usize * channels..][..channels];
         for ((y, &e), &c) in row.iter_mut().zip(element).zip(conditioning) {
@@ -38,7 +41,9 @@ pub(super) fn forward<T: Real>(
     [pre, out]: [Buf; 2],
 ) {
     let system = run.system(tile);
-    let w = run.weights.linear(weight, &system.mixed, system.conditioning.task_index);
+    let w = run
+        .weights
+        .linear(weight, &system.mixed, system.conditioning.task_index);
     let bias = run.weights.plain(bias);
     let rows = tile.rows.len();
     let y = frame.take(pre);
@@ -82,7 +87,9 @@ pub(super) fn backward<T: Real>(
     [pre, out]: [Buf; 2],
 ) {
     let system = run.system(tile);
-    let w = run.weights.linear(weight, &system.mixed, system.conditioning.task_index);
+    let w = run
+        .weights
+        .linear(weight, &system.mixed, system.conditioning.task_index);
     let y_bar = frame.take(out);
     if with_silu {
         let pre = run.value(values, tile, pre);
@@ -97,7 +104,15 @@ pub(super) fn backward<T: Real>(
     }
     let x_bar = frame.take(x);
     let stride = run.program.width(x);
-    matmul((tile.rows.len(), w.input, w.out), y_bar, w.out, &w.backward, x_bar, stride, true);
+    matmul(
+        (tile.rows.len(), w.input, w.out),
+        y_bar,
+        w.out,
+        &w.backward,
+        x_bar,
+        stride,
+        true,
+    );
     frame.put(x, x_bar);
     frame.put(out, y_bar);
 }
@@ -114,8 +129,10 @@ pub(super) fn per_degree_forward<T: Real>(
 ) {
     let maps = run.weights.per_degree(weight);
     let (channels_in, channels_out) = (maps[0].input, maps[0].out);
-    let (stride_in, stride_out) =
-        (run.layout.rows * channels_in, run.layout.rows * channels_out);
+    let (stride_in, stride_out) = (
+        run.layout.rows * channels_in,
+        run.layout.rows * channels_out,
+    );
     let y = frame.take(out);
     match residual {
         Some(r) => y.copy_from_slice(run.value(frame, tile, r)),
@@ -157,8 +174,10 @@ pub(super) fn per_degree_backward<T: Real>(
     }
     let maps = run.weights.per_degree(weight);
     let (channels_in, channels_out) = (maps[0].input, maps[0].out);
-    let (stride_in, stride_out) =
-        (run.layout.rows * channels_in, run.layout.rows * channels_out);
+    let (stride_in, stride_out) = (
+        run.layout.rows * channels_in,
+        run.layout.rows * channels_out,
+    );
     let y_bar = frame.take(out);
     let x_bar = frame.take(x);
     for (row, l) in run.layout.row_degree().enumerate() {

@@ -29,7 +29,9 @@ fn statistics<T: Real>(x: &[T], channels: usize, lmax: usize) -> (T, T) {
         };
         square = part.mul_add(row_weight(l, lmax), square);
     }
-    let scale = square.mul_add(T::from_f64(per_channel), T::from_f64(EPSILON)).inverse_sqrt();
+    let scale = square
+        .mul_add(T::from_f64(per_channel), T::from_f64(EPSILON))
+        .inverse_sqrt();
     (mean, scale)
 }
 
@@ -194,7 +196,12 @@ pub(super) fn balance_backward<T: Real>(
         *x += y;
     }
     for c in channels {
-        let total: f64 = y_bar.iter().skip(c).step_by(stride).map(|v| v.to_f64()).sum();
+        let total: f64 = y_bar
+            .iter()
+            .skip(c)
+            .step_by(stride)
+            .map(|v| v.to_f64())
+            .sum();
         let mean = T::from_f64(total / tile.rows.len() as f64);
         for v in x_bar.iter_mut().skip(c).step_by(stride) {
             *v -= mean;

@@ -17,7 +17,9 @@ fn moments<T: Real>(x: &[T], centred: &mut [T]) -> T {
     for (z, &x) in centred.iter_mut().zip(x) {
         *z = x - mean;
     }
-    dot(centred, centred).mul_add(n, T::from_f64(EPSILON)).inverse_sqrt()
+    dot(centred, centred)
+        .mul_add(n, T::from_f64(EPSILON))
+        .inverse_sqrt()
 }
 
 /// SiLU(LayerNorm(x)), row by row.
@@ -72,7 +74,9 @@ pub(super) fn forward<T: Real>(
     mlp: &RadialMlp,
     [hidden_1, hidden_2, out]: [Buf; 3],
 ) {
-    let tables = run.weights.radial[op].as_ref().expect("made for every radial operation");
+    let tables = run.weights.radial[op]
+        .as_ref()
+        .expect("made for every radial operation");
     let system = run.system(tile);
     let (rows, basis) = (tile.rows.len(), run.program.basis);
     let hidden = tables.gaussians.out;
@@ -89,10 +93,23 @@ pub(super) fn forward<T: Real>(
         }
     }
     let gaussians = &run.geometry.gaussians[tile.rows.start * basis..tile.rows.end * basis];
-    matmul((rows, hidden, basis), gaussians, basis, &tables.gaussians.forward, h1, hidden, true);
+    matmul(
+        (rows, hidden, basis),
+        gaussians,
+        basis,
+        &tables.gaussians.forward,
+        h1,
+        hidden,
+        true,
+    );
 
     let mut activated = vec![T::ZERO; rows * hidden];
-    norm_silu(hidden, h1, (plain(mlp.norm_1.0), plain(mlp.norm_1.1)), &mut activated);
+    norm_silu(
+        hidden,
+        h1,
+        (plain(mlp.norm_1.0), plain(mlp.norm_1.1)),
+        &mut activated,
+    );
     frame.put(hidden_1, h1);
 
     let h2 = frame.take(hidden_2);
@@ -100,8 +117,21 @@ pub(super) fn forward<T: Real>(
         row.copy_from_slice(plain(mlp.second.1));
     }
     let w = linear(mlp.second.0);
-    matmul((rows, hidden, hidden), &activated, hidden, &w.forward, h2, hidden, true);
-    norm_silu(hidden, h2, (plain(mlp.norm_2.0), plain(mlp.norm_2.1)), &mut activated);
+    matmul(
+        (rows, hidden, hidden),
+        &activated,
+        hidden,
+        &w.forward,
+        h2,
+        hidden,
+        true,
+    );
+    norm_silu(
+        hidden,
+        h2,
+        (plain(mlp.norm_2.0), plain(mlp.norm_2.1)),
+        &mut activated,
+    );
     frame.put(hidden_2, h2);
 
     let y = frame.take(out);
@@ -109,7 +139,15 @@ pub(super) fn forward<T: Real>(
     for row in y.chunks_exact_mut(w.out) {
         row.copy_from_slice(plain(mlp.third.1));
     }
-    matmul((rows, w.out, hidden), &activated, hidden, &w.forward, y, w.out, true);
+    matmul(
+        (rows, w.out, hidden),
+        &activated,
+        hidden,
+        &w.forward,
+        y,
+        w.out,
+        true,
+    );
     frame.put(out, y);
 }
 
@@ -123,7 +161,9 @@ pub(super) fn backward<T: Real>(
     mlp: &RadialMlp,
     [hidden_1, hidden_2, out]: [Buf; 3],
 ) {
-    let tables = run.weights.radial[op].as_ref().expect("made for every radial operation");
+    let tables = run.weights.radial[op]
+        .as_ref()
+        .expect("made for every radial operation");
     let system = run.system(tile);
     let (rows, basis) = (tile.rows.len(), run.program.basis);
     let hidden = tables.gaussians.out;
@@ -133,21 +173,48 @@ pub(super) fn backward<T: Real>(
     let y_bar = frame.take(out);
     let mut g2 = vec![T::ZERO; rows * hidden];
     let w = linear(mlp.third.0);
-    matmul((rows, hidden, w.out), y_bar, w.out, &w.backward, &mut g2, hidden, false);
+    matmul(
+        (rows, hidden, w.out),
+        y_bar,
+        w.out,
+        &w.backward,
+        &mut g2,
+        hidden,
+        false,
+    );
     frame.put(out, y_bar);
     let norm_2 = (plain(mlp.norm_2.0), plain(mlp.norm_2.1));
     norm_silu_backward(hidden, run.value(values, tile, hidden_2), norm_2, &mut g2);
 
     let mut g1 = vec![T::ZERO; rows * hidden];
     let w = linear(mlp.second.0);
-    matmul((rows, hidden, hidden), &g2, hidden, &w.backward, &mut g1, hidden, false);
+    matmul(
+        (rows, hidden, hidden),
+        &g2,
+        hidden,
+        &w.backward,
+        &mut g1,
+        hidden,
+        false,
+    );
     let norm_1 = (plain(mlp.norm_1.0), plain(mlp.norm_1.1));
     norm_silu_backward(hidden, run.value(values, tile, hidden_1), norm_1, &mut g1);
 
     let mut g0 = vec![T::ZERO; rows * basis];
-    matmul((rows, basis, hidden), &g1, hidden, &tables.gaussians.backward, &mut g0, basis, false);
+    matmul(
+        (rows, basis, hidden),
+        &g1,
+        hidden,
+        &tables.gaussians.backward,
+        &mut g0,
+        basis,
+        false,
+    );
     let (spacing, exponent) = gaussian_basis(run.program);
-    let sums = frame.sums.as_deref_mut().expect("edge segments carry the sums");
+    let sums = frame
+        .sums
+        .as_deref_mut()
+        .expect("edge segments carry the sums");
     let gaussians = &run.geometry.gaussians;
     for (i, e) in tile.rows.clone().enumerate() {
         let d = run.geometry.distance[e];

@@ -62,7 +62,11 @@ fn blocks<'a, T>(
     (0..=layout.lmax).map(move |l| {
         let kept = l.min(layout.mmax);
         let rows = 2 * kept + 1;
-        (l, kept, &wigner[layout.wigner_offset[l]..][..rows * (2 * l + 1)])
+        (
+            l,
+            kept,
+            &wigner[layout.wigner_offset[l]..][..rows * (2 * l + 1)],
+        )
     })
 }
 
@@ -172,7 +176,9 @@ pub(super) fn gather<T: Real>(
                 let y = &mut y[i * width..][..width];
                 let radial = &radial[i * radial_width..][..radial_width];
                 let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
-                for (half, atom) in [geometry.source[e], geometry.target[e]].into_iter().enumerate()
+                for (half, atom) in [geometry.source[e], geometry.target[e]]
+                    .into_iter()
+                    .enumerate()
                 {
                     let x = &x[atom as usize * stride..][..stride];
                     for (l, kept, d) in blocks(layout, wigner) {
@@ -180,8 +186,8 @@ pub(super) fn gather<T: Real>(
                         let x = &x[l * l * channels..][..n * channels];
                         for (r, d) in d.chunks_exact(n).enumerate() {
                             let row = layout.edge_row(l, r as isize - kept as isize);
-                            let scale = &radial
-                                [(2 * layout.radial_row[row] + half) * channels..][..channels];
+                            let scale = &radial[(2 * layout.radial_row[row] + half) * channels..]
+                                [..channels];
                             let y = &mut y[(2 * row + half) * channels..][..channels];
                             sum_rows(
                                 n,
@@ -225,7 +231,10 @@ pub(super) fn gather_backward<T: Real>(
     let y_bar = frame.take(out);
     let radial_bar = frame.take(radial);
     let n_bar = frame.take(gradient);
-    let sums = frame.sums.as_deref_mut().expect("edge segments carry the sums");
+    let sums = frame
+        .sums
+        .as_deref_mut()
+        .expect("edge segments carry the sums");
     vectorised(
         #[inline(always)]
         || {
@@ -385,7 +394,10 @@ pub(super) fn scatter_backward<T: Real>(
     let y_bar = &run.arena.gradients[out.0];
     let message_value = run.value(values, tile, message);
     let message_bar = frame.take(message);
-    let sums = frame.sums.as_deref_mut().expect("edge segments carry the sums");
+    let sums = frame
+        .sums
+        .as_deref_mut()
+        .expect("edge segments carry the sums");
     vectorised(
         #[inline(always)]
         || {
@@ -416,7 +428,14 @@ pub(super) fn scatter_backward<T: Real>(
                     #[inline(always)]
                     |row, c, s| unrotated[row * channels + c] = s,
                 );
-                subtract_torque(run.generators, channels, y_bar, &unrotated, p, &mut sums[i * SUMS + 2..]);
+                subtract_torque(
+                    run.generators,
+                    channels,
+                    y_bar,
+                    &unrotated,
+                    p,
+                    &mut sums[i * SUMS + 2..],
+                );
             }
         },
     );
@@ -514,7 +533,10 @@ pub(super) fn scatter_radial_backward<T: Real>(
     let y_bar = &run.arena.gradients[out.0];
     let radial_value = run.value(values, tile, radial);
     let radial_bar = frame.take(radial);
-    let sums = frame.sums.as_deref_mut().expect("edge segments carry the sums");
+    let sums = frame
+        .sums
+        .as_deref_mut()
+        .expect("edge segments carry the sums");
     let scale = T::from_f64(scale);
     vectorised(
         #[inline(always)]
@@ -551,7 +573,14 @@ pub(super) fn scatter_radial_backward<T: Real>(
                 for r in radial_bar.iter_mut() {
                     *r *= p;
                 }
-                subtract_torque(run.generators, channels, y_bar, &unrotated, p, &mut sums[i * SUMS + 2..]);
+                subtract_torque(
+                    run.generators,
+                    channels,
+                    y_bar,
+                    &unrotated,
+                    p,
+                    &mut sums[i * SUMS + 2..],
+                );
             }
         },
     );

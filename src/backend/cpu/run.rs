@@ -99,7 +99,10 @@ pub(super) struct Frame<'a, T> {
 
 impl<'a, T: Real> Frame<'a, T> {
     fn new(buffers: usize) -> Frame<'a, T> {
-        Frame { slices: (0..buffers).map(|_| None).collect(), sums: None }
+        Frame {
+            slices: (0..buffers).map(|_| None).collect(),
+            sums: None,
+        }
     }
 
     /// Cuts whole buffers into one frame per tile.
@@ -109,8 +112,10 @@ impl<'a, T: Real> Frame<'a, T> {
         buffers: &[Buf],
         memory: &'a mut [Vec<T>],
     ) -> Vec<Frame<'a, T>> {
-        let mut frames: Vec<Frame<'a, T>> =
-            tiles.iter().map(|_| Frame::new(program.buffers.len())).collect();
+        let mut frames: Vec<Frame<'a, T>> = tiles
+            .iter()
+            .map(|_| Frame::new(program.buffers.len()))
+            .collect();
         for (buf, memory) in buffers.iter().zip(memory) {
             let mut rest = memory.as_mut_slice();
             for (tile, frame) in tiles.iter().zip(&mut frames) {
@@ -136,7 +141,9 @@ impl<'a, T: Real> Frame<'a, T> {
 
     /// Takes a slice out, to write it while others are read.
     pub fn take(&mut self, buf: Buf) -> &'a mut [T] {
-        self.slices[buf.0].take().expect("the schedule gives every operation its buffers")
+        self.slices[buf.0]
+            .take()
+            .expect("the schedule gives every operation its buffers")
     }
 
     /// Puts a slice back.
@@ -154,9 +161,9 @@ impl<T: Real> Run<'_, T> {
     /// Values of a buffer on a tile's rows: from the tile itself, or kept from earlier.
     pub fn value<'f>(&'f self, frame: &'f Frame<T>, tile: &Tile, buf: Buf) -> &'f [T] {
         let width = self.program.width(buf);
-        frame
-            .get(buf)
-            .unwrap_or_else(|| &self.arena.values[buf.0][tile.rows.start * width..tile.rows.end * width])
+        frame.get(buf).unwrap_or_else(|| {
+            &self.arena.values[buf.0][tile.rows.start * width..tile.rows.end * width]
+        })
     }
 
     /// The system of a tile.
@@ -187,7 +194,11 @@ impl<T: Real> CpuBackend<T> {
 
     /// The mixed weights of a conditioning, from the cache where they are there.
     fn mixed(&self, conditioning: &Conditioning) -> Arc<Mixed<T>> {
-        let lock = || self.mixed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let lock = || {
+            self.mixed
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        };
         {
             let mut cache = lock();
             if let Some(i) = cache.iter().position(|(key, _)| *key == conditioning.key) {
@@ -210,7 +221,9 @@ impl<T: Real> CpuBackend<T> {
     /// Edge values kept for the backward pass, numbers per edge.
     fn kept_width(&self) -> usize {
         let kept = self.program.buffers.iter().zip(&self.schedule.kept);
-        kept.filter(|(b, kept)| **kept && b.domain == Domain::Edge).map(|(b, _)| b.width).sum()
+        kept.filter(|(b, kept)| **kept && b.domain == Domain::Edge)
+            .map(|(b, _)| b.width)
+            .sum()
     }
 
     /// Edge values that live through one layer only, numbers per edge: messages on the way
@@ -229,7 +242,11 @@ impl<T: Real> CpuBackend<T> {
     }
 
     fn atom_width(&self) -> usize {
-        let atoms = self.program.buffers.iter().filter(|b| b.domain == Domain::Atom);
+        let atoms = self
+            .program
+            .buffers
+            .iter()
+            .filter(|b| b.domain == Domain::Atom);
         2 * atoms.map(|b| b.width).sum::<usize>()
     }
 
@@ -253,7 +270,10 @@ impl<T: Real> CpuBackend<T> {
             weights: &self.weights,
             generators: &self.generators,
             systems,
-            numbers: batch.iter().flat_map(|s| s.numbers.iter().copied()).collect(),
+            numbers: batch
+                .iter()
+                .flat_map(|s| s.numbers.iter().copied())
+                .collect(),
             geometry: Geometry::new(&self.program, &self.wigner, batch),
             arena,
         }
@@ -271,7 +291,9 @@ impl<T: Real> CpuBackend<T> {
             let mut values: Vec<Vec<T>> = outputs
                 .iter()
                 .map(|buf| match std::mem::take(&mut run.arena.values[buf.0]) {
-                    memory if memory.is_empty() && recompute => std::mem::take(&mut run.arena.spare),
+                    memory if memory.is_empty() && recompute => {
+                        std::mem::take(&mut run.arena.spare)
+                    }
                     memory => memory,
                 })
                 .collect();
@@ -321,7 +343,11 @@ impl<T: Real> CpuBackend<T> {
     }
 
     fn writes(&self, segment: &Segment) -> Vec<Buf> {
-        segment.ops.iter().flat_map(|&(op, _)| self.program.ops[op].writes()).collect()
+        segment
+            .ops
+            .iter()
+            .flat_map(|&(op, _)| self.program.ops[op].writes())
+            .collect()
     }
 
     fn backward(&self, run: &mut Run<T>, recompute: bool) -> Vec<T> {
@@ -336,9 +362,16 @@ impl<T: Real> CpuBackend<T> {
         run.arena.gradients[self.program.atom_energy.0].fill(T::ONE);
         let edges = run.geometry.source.len();
         let mut sums = vec![T::ZERO; edges * SUMS];
-        for (segment, twin) in self.schedule.backward.iter().zip(&self.schedule.forward_twin) {
+        for (segment, twin) in self
+            .schedule
+            .backward
+            .iter()
+            .zip(&self.schedule.forward_twin)
+        {
             if segment.grain == Grain::Edges {
-                let again = twin.filter(|_| recompute).map(|t| &self.schedule.forward[t]);
+                let again = twin
+                    .filter(|_| recompute)
+                    .map(|t| &self.schedule.forward[t]);
                 self.backward_edges(run, segment, again, &mut sums);
             } else {
                 self.backward_atoms(run, segment);
@@ -422,8 +455,10 @@ impl<T: Real> CpuBackend<T> {
             .collect();
         touched.sort();
         touched.dedup();
-        let mut gradients: Vec<Vec<T>> =
-            touched.iter().map(|buf| std::mem::take(&mut run.arena.gradients[buf.0])).collect();
+        let mut gradients: Vec<Vec<T>> = touched
+            .iter()
+            .map(|buf| std::mem::take(&mut run.arena.gradients[buf.0]))
+            .collect();
         let tiles = run.tiles(segment.grain);
         let mut frames = Frame::split(&self.program, &tiles, &touched, &mut gradients);
         let shared: &Run<T> = run;
@@ -457,7 +492,11 @@ impl<T: Real> CpuBackend<T> {
         if buffers.is_empty() {
             return work(Vec::new());
         }
-        let lock = || self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let lock = || {
+            self.scratch
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        };
         let mut memory = lock().pop().unwrap_or_default();
         let len = |buf: Buf| (rows * self.program.width(buf)).next_multiple_of(16);
         let total: usize = buffers.iter().map(|&buf| len(buf)).sum();
@@ -527,8 +566,14 @@ impl<T: Real> CpuBackend<T> {
 
 impl<T: Real> Backend for CpuBackend<T> {
     fn run(&self, batch: &[Structure]) -> Vec<NetworkOutput> {
-        let lock = || self.arenas.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let arena = lock().pop().unwrap_or_else(|| Arena::new(self.program.buffers.len()));
+        let lock = || {
+            self.arenas
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        };
+        let arena = lock()
+            .pop()
+            .unwrap_or_else(|| Arena::new(self.program.buffers.len()));
         let mut run = self.start(batch, arena);
         let edges = run.geometry.source.len();
         let recompute = edges * self.kept_width() * size_of::<T>() > self.keep_bytes;
@@ -577,7 +622,10 @@ impl<T: Real> Run<'_, T> {
             let mut start = rows.start;
             while start < rows.end {
                 let end = start.saturating_add(step).min(rows.end);
-                tiles.push(Tile { system, rows: start..end });
+                tiles.push(Tile {
+                    system,
+                    rows: start..end,
+                });
                 start = end;
             }
         }
@@ -604,26 +652,60 @@ fn over_tiles<'a, T: Real>(
     if let ([tile], [frame]) = (tiles, &mut *frames) {
         return work(tile, frame);
     }
-    tiles.par_iter().zip(frames).for_each(|(tile, frame)| work(tile, frame));
+    tiles
+        .par_iter()
+        .zip(frames)
+        .for_each(|(tile, frame)| work(tile, frame));
 }
 
 #[inline(never)]
 fn forward_op<T: Real>(run: &Run<T>, op: usize, tile: &Tile, frame: &mut Frame<T>) {
     match &run.program.ops[op] {
         Op::EmbedAtoms { table, out } => linear::embed(run, tile, frame, *table, *out),
-        Op::Radial { mlp, hidden_1, hidden_2, out } => {
+        Op::Radial {
+            mlp,
+            hidden_1,
+            hidden_2,
+            out,
+        } => {
             radial::forward(run, op, tile, frame, mlp, [*hidden_1, *hidden_2, *out]);
         }
-        Op::ScatterRadial { radial, x, scale, out } => {
+        Op::ScatterRadial {
+            radial,
+            x,
+            scale,
+            out,
+        } => {
             rotate::scatter_radial(run, tile, frame, *radial, *x, *scale, *out);
         }
-        Op::RmsNorm { x, weight, bias, add_conditioning, out } => {
-            norm::forward(run, tile, frame, *x, (*weight, *bias), *add_conditioning, *out);
+        Op::RmsNorm {
+            x,
+            weight,
+            bias,
+            add_conditioning,
+            out,
+        } => {
+            norm::forward(
+                run,
+                tile,
+                frame,
+                *x,
+                (*weight, *bias),
+                *add_conditioning,
+                *out,
+            );
         }
         Op::GatherRotateScale { x, radial, out, .. } => {
             rotate::gather(run, tile, frame, *x, *radial, *out);
         }
-        Op::So2Linear { x, weights, channels_in, channels_out, gates, out } => {
+        Op::So2Linear {
+            x,
+            weights,
+            channels_in,
+            channels_out,
+            gates,
+            out,
+        } => {
             let shape = so2::Shape::new(*channels_in, *channels_out, *gates);
             so2::forward(run, tile, frame, *x, weights, shape, *out);
         }
@@ -633,16 +715,40 @@ fn forward_op<T: Real>(run: &Run<T>, op: usize, tile: &Tile, frame: &mut Frame<T
         Op::RotateScatter { message, x, out } => {
             rotate::scatter(run, tile, frame, *message, *x, *out);
         }
-        Op::Linear { x, weight, bias, silu, pre, out } => {
+        Op::Linear {
+            x,
+            weight,
+            bias,
+            silu,
+            pre,
+            out,
+        } => {
             linear::forward(run, tile, frame, *x, (*weight, *bias), *silu, [*pre, *out]);
         }
-        Op::So3Linear { x, weight, bias, residual, out, .. } => {
+        Op::So3Linear {
+            x,
+            weight,
+            bias,
+            residual,
+            out,
+            ..
+        } => {
             linear::per_degree_forward(run, tile, frame, *x, (*weight, *bias), *residual, *out);
         }
-        Op::GateAtoms { x, gates, channels, out } => {
+        Op::GateAtoms {
+            x,
+            gates,
+            channels,
+            out,
+        } => {
             gate::atoms_forward(run, tile, frame, *x, *gates, *channels, *out);
         }
-        Op::Balance { x, channels, target, out } => {
+        Op::Balance {
+            x,
+            channels,
+            target,
+            out,
+        } => {
             norm::balance_forward(run, tile, frame, *x, channels.clone(), *target, *out);
         }
     }
@@ -659,22 +765,61 @@ fn backward_op<T: Real>(
 ) {
     match (&run.program.ops[op], half) {
         (Op::EmbedAtoms { .. }, _) => {} // positions do not enter
-        (Op::Radial { mlp, hidden_1, hidden_2, out }, _) => {
-            radial::backward(run, op, tile, values, frame, mlp, [*hidden_1, *hidden_2, *out]);
+        (
+            Op::Radial {
+                mlp,
+                hidden_1,
+                hidden_2,
+                out,
+            },
+            _,
+        ) => {
+            radial::backward(
+                run,
+                op,
+                tile,
+                values,
+                frame,
+                mlp,
+                [*hidden_1, *hidden_2, *out],
+            );
         }
-        (Op::ScatterRadial { radial, scale, out, .. }, Half::First) => {
+        (
+            Op::ScatterRadial {
+                radial, scale, out, ..
+            },
+            Half::First,
+        ) => {
             rotate::scatter_radial_backward(run, tile, values, frame, *radial, *scale, *out);
         }
         (Op::RmsNorm { x, weight, out, .. }, _) => {
             norm::backward(run, tile, values, frame, *x, *weight, *out);
         }
-        (Op::GatherRotateScale { x, radial, gradient, out }, Half::First) => {
+        (
+            Op::GatherRotateScale {
+                x,
+                radial,
+                gradient,
+                out,
+            },
+            Half::First,
+        ) => {
             rotate::gather_backward(run, tile, values, frame, *x, *radial, *gradient, *out);
         }
         (Op::GatherRotateScale { x, gradient, .. }, Half::Second) => {
             rotate::gather_add_up(run, tile, frame, *x, *gradient);
         }
-        (Op::So2Linear { x, weights, channels_in, channels_out, gates, out }, _) => {
+        (
+            Op::So2Linear {
+                x,
+                weights,
+                channels_in,
+                channels_out,
+                gates,
+                out,
+            },
+            _,
+        ) => {
             let shape = so2::Shape::new(*channels_in, *channels_out, *gates);
             so2::backward(run, tile, frame, *x, weights, shape, *out);
         }
@@ -684,20 +829,51 @@ fn backward_op<T: Real>(
         (Op::RotateScatter { message, out, .. }, Half::First) => {
             rotate::scatter_backward(run, tile, values, frame, *message, *out);
         }
+        (Op::RotateScatter { x, out, .. } | Op::ScatterRadial { x, out, .. }, Half::Second) => {
+            linear::pass_on(frame, *x, *out)
+        }
         (
-            Op::RotateScatter { x, out, .. } | Op::ScatterRadial { x, out, .. },
-            Half::Second,
-        ) => linear::pass_on(frame, *x, *out),
-        (Op::Linear { x, weight, silu, pre, out, .. }, _) => {
+            Op::Linear {
+                x,
+                weight,
+                silu,
+                pre,
+                out,
+                ..
+            },
+            _,
+        ) => {
             linear::backward(run, tile, values, frame, *x, *weight, *silu, [*pre, *out]);
         }
-        (Op::So3Linear { x, weight, residual, out, .. }, _) => {
+        (
+            Op::So3Linear {
+                x,
+                weight,
+                residual,
+                out,
+                ..
+            },
+            _,
+        ) => {
             linear::per_degree_backward(run, tile, frame, *x, *weight, *residual, *out);
         }
-        (Op::GateAtoms { x, gates, channels, out }, _) => {
+        (
+            Op::GateAtoms {
+                x,
+                gates,
+                channels,
+                out,
+            },
+            _,
+        ) => {
             gate::atoms_backward(run, tile, values, frame, *x, *gates, *channels, *out);
         }
-        (Op::Balance { x, channels, out, .. }, _) => {
+        (
+            Op::Balance {
+                x, channels, out, ..
+            },
+            _,
+        ) => {
             norm::balance_backward(run, tile, frame, *x, channels.clone(), *out);
         }
     }

@@ -62,8 +62,11 @@ impl Schedule {
             push(&mut backward, Grain::Atoms, d, Half::Second);
         }
 
-        let mut kept: Vec<bool> =
-            program.buffers.iter().map(|b| b.domain == Domain::Atom).collect();
+        let mut kept: Vec<bool> = program
+            .buffers
+            .iter()
+            .map(|b| b.domain == Domain::Atom)
+            .collect();
         for op in &program.ops {
             for buf in op.kept() {
                 kept[buf.0] = true;
@@ -78,18 +81,28 @@ impl Schedule {
                         .iter()
                         .map(|&(i, _)| i)
                         .find(|&i| program.ops[i].forward_grain() == Grain::Edges);
-                    forward.iter().position(|f| f.ops.iter().any(|&(i, _)| Some(i) == inner))
+                    forward
+                        .iter()
+                        .position(|f| f.ops.iter().any(|&(i, _)| Some(i) == inner))
                 })?
             })
             .collect();
-        Schedule { forward, backward, forward_twin, kept }
+        Schedule {
+            forward,
+            backward,
+            forward_twin,
+            kept,
+        }
     }
 }
 
 fn push(segments: &mut Vec<Segment>, grain: Grain, op: usize, half: Half) {
     match segments.last_mut() {
         Some(last) if last.grain == grain => last.ops.push((op, half)),
-        _ => segments.push(Segment { grain, ops: vec![(op, half)] }),
+        _ => segments.push(Segment {
+            grain,
+            ops: vec![(op, half)],
+        }),
     }
 }
 
@@ -104,7 +117,12 @@ pub fn gradient_buffers(op: &Op) -> Vec<Buf> {
         | Op::GateEdges { x, .. }
         | Op::Balance { x, .. }
         | Op::Linear { x, .. } => bufs.push(x),
-        Op::GatherRotateScale { x, radial, gradient, .. } => bufs.extend([x, radial, gradient]),
+        Op::GatherRotateScale {
+            x,
+            radial,
+            gradient,
+            ..
+        } => bufs.extend([x, radial, gradient]),
         Op::RotateScatter { message, x, .. } => bufs.extend([message, x]),
         Op::So3Linear { x, residual, .. } => {
             bufs.push(x);

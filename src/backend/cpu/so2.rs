@@ -7,8 +7,8 @@
 use super::matmul::matmul;
 use super::real::{Real, vectorised};
 use super::run::{Frame, Run, Tile};
-use crate::nn::op::So2Weights;
 use crate::nn::Buf;
+use crate::nn::op::So2Weights;
 use crate::so3::Layout;
 
 /// Channels of one map.
@@ -21,7 +21,11 @@ pub(super) struct Shape {
 
 impl Shape {
     pub fn new(channels_in: usize, channels_out: usize, gates: usize) -> Shape {
-        Shape { channels_in, channels_out, gates }
+        Shape {
+            channels_in,
+            channels_out,
+            gates,
+        }
     }
 
     fn widths(&self, layout: &Layout) -> (usize, usize) {
@@ -33,14 +37,7 @@ impl Shape {
 }
 
 /// rows of `a`[..width] and `b`[..width] added into dense `out`.
-fn add_rows<T: Real>(
-    rows: usize,
-    width: usize,
-    stride: usize,
-    a: &[T],
-    b: &[T],
-    out: &mut [T],
-) {
+fn add_rows<T: Real>(rows: usize, width: usize, stride: usize, a: &[T], b: &[T], out: &mut [T]) {
     vectorised(
         #[inline(always)]
         || {
@@ -76,7 +73,15 @@ pub(super) fn forward<T: Real>(
     for row in y.chunks_exact_mut(y_stride) {
         row[..m0.out].copy_from_slice(bias);
     }
-    matmul((rows, m0.out, m0.input), x, x_stride, &m0.forward, y, y_stride, true);
+    matmul(
+        (rows, m0.out, m0.input),
+        x,
+        x_stride,
+        &m0.forward,
+        y,
+        y_stride,
+        true,
+    );
 
     let widest = run.layout.blocks.first().map_or(0, |b| b.degrees);
     let mut total = vec![T::ZERO; rows * widest * shape.channels_in];
@@ -90,9 +95,25 @@ pub(super) fn forward<T: Real>(
         let y_minus = y_plus + w.out;
         let size = (rows, w.out, w.input);
         add_rows(rows, w.input, x_stride, &x[plus..], &x[minus..], &mut total);
-        matmul(size, &x[plus..], x_stride, a, &mut y[y_plus..], y_stride, false);
+        matmul(
+            size,
+            &x[plus..],
+            x_stride,
+            a,
+            &mut y[y_plus..],
+            y_stride,
+            false,
+        );
         matmul(size, &x[minus..], x_stride, b, &mut second, w.out, false);
-        matmul(size, &total, w.input, sum, &mut y[y_minus..], y_stride, false);
+        matmul(
+            size,
+            &total,
+            w.input,
+            sum,
+            &mut y[y_minus..],
+            y_stride,
+            false,
+        );
         vectorised(
             #[inline(always)]
             || {
@@ -127,7 +148,15 @@ pub(super) fn backward<T: Real>(
     let x_bar = frame.take(x);
 
     let m0 = run.weights.linear(weights.m0, &system.mixed, 0);
-    matmul((rows, m0.input, m0.out), y_bar, y_stride, &m0.backward, x_bar, x_stride, false);
+    matmul(
+        (rows, m0.input, m0.out),
+        y_bar,
+        y_stride,
+        &m0.backward,
+        x_bar,
+        x_stride,
+        false,
+    );
 
     let widest = run.layout.blocks.first().map_or(0, |b| b.degrees);
     let mut total = vec![T::ZERO; rows * widest * shape.channels_out];
@@ -141,10 +170,41 @@ pub(super) fn backward<T: Real>(
         let y_minus = y_plus + w.out;
         let size = (rows, w.input, w.out);
         // r_bar = A^T y+ + B^T y-, s_bar = A^T y- - B^T y+ = (A - B)^T (y+ + y-) - A^T y+ + B^T y-
-        add_rows(rows, w.out, y_stride, &y_bar[y_plus..], &y_bar[y_minus..], &mut total);
-        matmul(size, &y_bar[y_plus..], y_stride, a, &mut x_bar[plus..], x_stride, false);
-        matmul(size, &y_bar[y_minus..], y_stride, b, &mut second, w.input, false);
-        matmul(size, &total, w.out, difference, &mut x_bar[minus..], x_stride, false);
+        add_rows(
+            rows,
+            w.out,
+            y_stride,
+            &y_bar[y_plus..],
+            &y_bar[y_minus..],
+            &mut total,
+        );
+        matmul(
+            size,
+            &y_bar[y_plus..],
+            y_stride,
+            a,
+            &mut x_bar[plus..],
+            x_stride,
+            false,
+        );
+        matmul(
+            size,
+            &y_bar[y_minus..],
+            y_stride,
+            b,
+            &mut second,
+            w.input,
+            false,
+        );
+        matmul(
+            size,
+            &total,
+            w.out,
+            difference,
+            &mut x_bar[minus..],
+            x_stride,
+            false,
+        );
         vectorised(
             #[inline(always)]
             || {

@@ -22,7 +22,12 @@ pub struct Linear<T> {
 
 impl<T: Real> Linear<T> {
     fn new(out: usize, input: usize, w: Vec<T>) -> Linear<T> {
-        Linear { out, input, forward: transpose(&w, out, input), backward: w }
+        Linear {
+            out,
+            input,
+            forward: transpose(&w, out, input),
+            backward: w,
+        }
     }
 }
 
@@ -42,9 +47,8 @@ pub struct Complex<T> {
 impl<T: Real> Complex<T> {
     fn new(out: usize, input: usize, mut w: Vec<T>) -> Complex<T> {
         let b = w.split_off(out * input);
-        let combine = |f: fn(T, T) -> T| -> Vec<T> {
-            w.iter().zip(&b).map(|(&a, &b)| f(a, b)).collect()
-        };
+        let combine =
+            |f: fn(T, T) -> T| -> Vec<T> { w.iter().zip(&b).map(|(&a, &b)| f(a, b)).collect() };
         let sum = combine(|a, b| a + b);
         let difference = combine(|a, b| a - b);
         let t = |w: &[T]| transpose(w, out, input);
@@ -158,14 +162,19 @@ impl<T: Real> Weights<T> {
             let len: usize = slot.shape.iter().product();
             match slot.kind {
                 WeightKind::Fixed => {
-                    fixed.push(Some(Prepared::new(slot, convert(&source.weight(&slot.name)))));
+                    fixed.push(Some(Prepared::new(
+                        slot,
+                        convert(&source.weight(&slot.name)),
+                    )));
                     per_task.push(vec![]);
                 }
                 WeightKind::PerTask => {
                     let all: Vec<T> = convert(&source.weight(&slot.name));
                     fixed.push(None);
                     per_task.push(
-                        all.chunks_exact(len).map(|w| Prepared::new(slot, w.to_vec())).collect(),
+                        all.chunks_exact(len)
+                            .map(|w| Prepared::new(slot, w.to_vec()))
+                            .collect(),
                     );
                 }
                 WeightKind::Mixed => {
@@ -182,7 +191,13 @@ impl<T: Real> Weights<T> {
                 _ => None,
             })
             .collect();
-        Weights { program, source, fixed, per_task, radial }
+        Weights {
+            program,
+            source,
+            fixed,
+            per_task,
+            radial,
+        }
     }
 
     /// Mixes the experts: W = sum_e c_e W_e.
@@ -207,8 +222,16 @@ impl<T: Real> Weights<T> {
             })
             .collect();
         let bytes = mixed.iter().flatten().map(Prepared::bytes).sum();
-        let vector = conditioning.vector.iter().map(|&x| T::from_f64(x)).collect();
-        Mixed { mixed, vector, bytes }
+        let vector = conditioning
+            .vector
+            .iter()
+            .map(|&x| T::from_f64(x))
+            .collect();
+        Mixed {
+            mixed,
+            vector,
+            bytes,
+        }
     }
 
     fn get<'a>(&'a self, weight: Weight, mixed: &'a Mixed<T>, task: usize) -> &'a Prepared<T> {
@@ -260,16 +283,18 @@ fn mix_experts<T: Real, W: Copy + Sync>(
     read: impl Fn(W) -> T + Sync,
 ) -> Vec<T> {
     let mut out = vec![T::ZERO; len];
-    out.par_chunks_mut(4096).enumerate().for_each(|(chunk, out)| {
-        super::real::vectorised(|| {
-            for (expert, &c) in experts.chunks_exact(len).zip(coefficients) {
-                let c = T::from_f64(c);
-                for (o, &w) in out.iter_mut().zip(&expert[chunk * 4096..]) {
-                    *o = c.mul_add(read(w), *o);
+    out.par_chunks_mut(4096)
+        .enumerate()
+        .for_each(|(chunk, out)| {
+            super::real::vectorised(|| {
+                for (expert, &c) in experts.chunks_exact(len).zip(coefficients) {
+                    let c = T::from_f64(c);
+                    for (o, &w) in out.iter_mut().zip(&expert[chunk * 4096..]) {
+                        *o = c.mul_add(read(w), *o);
+                    }
                 }
-            }
+            });
         });
-    });
     out
 }
 
@@ -288,17 +313,22 @@ fn radial_tables<T: Real>(
         values(embedding)
             .chunks_exact(hidden)
             .flat_map(|e| {
-                (0..hidden).map(|o| {
-                    let row = &first[o * columns + offset..][..hidden];
-                    let product: f64 = row.iter().zip(e).map(|(w, x)| w * x).sum();
-                    T::from_f64(product + bias.map_or(0.0, |b| b[o]))
-                })
-                .collect::<Vec<_>>()
+                (0..hidden)
+                    .map(|o| {
+                        let row = &first[o * columns + offset..][..hidden];
+                        let product: f64 = row.iter().zip(e).map(|(w, x)| w * x).sum();
+                        T::from_f64(product + bias.map_or(0.0, |b| b[o]))
+                    })
+                    .collect::<Vec<_>>()
             })
             .collect()
     };
     let gaussians = (0..hidden)
-        .flat_map(|o| first[o * columns..][..basis].iter().map(|&x| T::from_f64(x)))
+        .flat_map(|o| {
+            first[o * columns..][..basis]
+                .iter()
+                .map(|&x| T::from_f64(x))
+        })
         .collect();
     RadialTables {
         gaussians: Linear::new(hidden, basis, gaussians),

@@ -76,21 +76,36 @@ impl Embedding {
             }
             Embedding::Linear(dense) => {
                 let x = if null_spin { -100.0 } else { f64::from(value) };
-                dense.weight.iter().zip(&dense.bias).map(|(w, b)| w * x + b).collect()
+                dense
+                    .weight
+                    .iter()
+                    .zip(&dense.bias)
+                    .map(|(w, b)| w * x + b)
+                    .collect()
             }
             Embedding::Positional(w) => {
                 if null_spin {
                     return vec![0.0; channels];
                 }
-                let phase = w.iter().map(|w| 2.0 * std::f64::consts::PI * f64::from(value) * w);
-                phase.clone().map(f64::sin).chain(phase.map(f64::cos)).collect()
+                let phase = w
+                    .iter()
+                    .map(|w| 2.0 * std::f64::consts::PI * f64::from(value) * w);
+                phase
+                    .clone()
+                    .map(f64::sin)
+                    .chain(phase.map(f64::cos))
+                    .collect()
             }
         }
     }
 }
 
 fn numbers(checkpoint: &Checkpoint, name: &str) -> Vec<f64> {
-    checkpoint.tensors.get(name).map(|t| t.to_vec()).unwrap_or_default()
+    checkpoint
+        .tensors
+        .get(name)
+        .map(|t| t.to_vec())
+        .unwrap_or_default()
 }
 
 /// Atoms of each element, sorted.
@@ -103,7 +118,11 @@ fn composition(system: &System) -> BTreeMap<u8, usize> {
 }
 
 fn greatest_common_divisor(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+    if b == 0 {
+        a
+    } else {
+        greatest_common_divisor(b, a % b)
+    }
 }
 
 impl Conditioner {
@@ -149,7 +168,10 @@ impl Conditioner {
         let includes_self = self.config.generation.composition_includes_self();
         if !includes_self {
             // Only fractions matter: a supercell shares the weights of its cell, to the bit.
-            let divisor = counts.values().fold(0, |a, &b| greatest_common_divisor(a, b)).max(1);
+            let divisor = counts
+                .values()
+                .fold(0, |a, &b| greatest_common_divisor(a, b))
+                .max(1);
             counts.values_mut().for_each(|n| *n /= divisor);
         }
 
@@ -182,10 +204,22 @@ impl Conditioner {
         };
         let counts: Vec<String> = counts.iter().map(|(z, n)| format!("{z}:{n}")).collect();
         Conditioning {
-            key: format!("{}|{}|{}|{}", counts.join(","), system.charge, system.spin, system.task),
+            key: format!(
+                "{}|{}|{}|{}",
+                counts.join(","),
+                system.charge,
+                system.spin,
+                system.task
+            ),
             vector,
             experts,
-            task_index: self.config.head.expert_of.get(&system.task).copied().unwrap_or(0),
+            task_index: self
+                .config
+                .head
+                .expert_of
+                .get(&system.task)
+                .copied()
+                .unwrap_or(0),
             charge: f64::from(system.charge),
             unpaired_electrons: f64::from(system.spin - 1),
         }

@@ -50,7 +50,10 @@ pub struct UmaOptions {
 
 impl Default for UmaOptions {
     fn default() -> Self {
-        UmaOptions { precision: Precision::F32, memory_bytes: 8 << 30 }
+        UmaOptions {
+            precision: Precision::F32,
+            memory_bytes: 8 << 30,
+        }
     }
 }
 
@@ -93,12 +96,17 @@ fn check_config(config: &UmaConfig) -> Result<(), CheckpointError> {
         );
     }
     if config.lmax > crate::so3::wigner::MAX_DEGREE {
-        return refuse("backbone.lmax", config.lmax.to_string(), "degrees up to 10 are evaluated");
+        return refuse(
+            "backbone.lmax",
+            config.lmax.to_string(),
+            "degrees up to 10 are evaluated",
+        );
     }
     for (name, task) in &config.tasks {
-        for (property, other) in
-            [("forces", task.forces_normalizer()), ("stress", task.stress_normalizer())]
-        {
+        for (property, other) in [
+            ("forces", task.forces_normalizer()),
+            ("stress", task.stress_normalizer()),
+        ] {
             if other.rmsd != task.energy.rmsd || other.mean != 0.0 {
                 return refuse(
                     &format!("tasks.{name}_{property}.normalizer"),
@@ -142,7 +150,11 @@ impl UmaPotential {
         checkpoint: &Arc<Checkpoint>,
         system: &System,
         neighbors: &NeighborList,
-    ) -> (crate::backend::NetworkOutput, crate::backend::Conditioning, Trace) {
+    ) -> (
+        crate::backend::NetworkOutput,
+        crate::backend::Conditioning,
+        Trace,
+    ) {
         let program = Arc::new(network::program(&checkpoint.config));
         let backend = CpuBackend::<f64>::new(program, checkpoint.clone(), usize::MAX);
         let conditioning = Conditioner::new(checkpoint).conditioning(system);
@@ -160,7 +172,10 @@ impl UmaPotential {
     }
 
     fn memory(&self, neighbors: &NeighborList) -> usize {
-        self.backend.memory(neighbors.target_start.len().saturating_sub(1), neighbors.len())
+        self.backend.memory(
+            neighbors.target_start.len().saturating_sub(1),
+            neighbors.len(),
+        )
     }
 }
 
@@ -190,10 +205,16 @@ impl Potential for UmaPotential {
             return Self::refuse(format!("charge {} is outside -100 to 100", system.charge));
         }
         if !(0..=100).contains(&system.spin) {
-            return Self::refuse(format!("spin multiplicity {} is outside 0 to 100", system.spin));
+            return Self::refuse(format!(
+                "spin multiplicity {} is outside 0 to 100",
+                system.spin
+            ));
         }
         let elements = self.config.elements();
-        let unknown = system.numbers.iter().position(|&z| !elements.contains(&usize::from(z)));
+        let unknown = system
+            .numbers
+            .iter()
+            .position(|&z| !elements.contains(&usize::from(z)));
         if let Some(atom) = unknown {
             return Self::refuse(format!(
                 "atom {atom} has atomic number {}; {} knows 1 to {}",
@@ -202,10 +223,7 @@ impl Potential for UmaPotential {
                 elements.end - 1
             ));
         }
-        if system.len() == 1
-            && !system.cell.is_periodic()
-            && !self.config.supports_single_atoms
-        {
+        if system.len() == 1 && !system.cell.is_periodic() && !self.config.supports_single_atoms {
             return Self::refuse(format!(
                 "{} was not trained on lone atoms (models from 1.2 on are)",
                 self.config.name
@@ -261,17 +279,16 @@ impl Potential for UmaPotential {
             }
             first += count;
         }
-        answers.into_iter().map(|a| a.expect("every structure was answered or refused")).collect()
+        answers
+            .into_iter()
+            .map(|a| a.expect("every structure was answered or refused"))
+            .collect()
     }
 }
 
 impl UmaPotential {
     /// From units of the normaliser to eV, with the reference energies of the elements.
-    fn denormalise(
-        &self,
-        system: &System,
-        output: crate::backend::NetworkOutput,
-    ) -> EdgeGradients {
+    fn denormalise(&self, system: &System, output: crate::backend::NetworkOutput) -> EdgeGradients {
         let task = &self.config.tasks[&system.task];
         // Models in f32 carry the scale in f32 too; 1.423 is then 1.42299997.
         let scale = match self.options.precision {
@@ -281,11 +298,20 @@ impl UmaPotential {
         let references: f64 = system
             .numbers
             .iter()
-            .map(|&z| task.element_references.get(usize::from(z)).copied().unwrap_or(0.0))
+            .map(|&z| {
+                task.element_references
+                    .get(usize::from(z))
+                    .copied()
+                    .unwrap_or(0.0)
+            })
             .sum();
         EdgeGradients {
             energy: output.energy * scale + task.energy.mean + references,
-            gradient: output.gradient.into_iter().map(|g| g.map(|x| x * scale)).collect(),
+            gradient: output
+                .gradient
+                .into_iter()
+                .map(|g| g.map(|x| x * scale))
+                .collect(),
         }
     }
 }

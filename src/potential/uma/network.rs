@@ -22,9 +22,15 @@ pub fn program(config: &UmaConfig) -> Program {
         config.cutoff,
         config.num_distance_basis,
     );
-    let network = Network { config, backbone: Scope::new("backbone") };
+    let network = Network {
+        config,
+        backbone: Scope::new("backbone"),
+    };
 
-    let x = b.embed_atoms(&network.backbone.at("sphere_embedding"), config.max_num_elements);
+    let x = b.embed_atoms(
+        &network.backbone.at("sphere_embedding"),
+        config.max_num_elements,
+    );
     let width = (config.lmax + 1) * config.sphere_channels;
     let radial = network.radial(&mut b, &network.backbone.at("edge_degree_embedding"), width);
     let mut x = b.scatter_radial(radial, x, EDGE_DEGREE_SCALE);
@@ -49,22 +55,38 @@ impl Network<'_> {
         let width = Layout::new(self.config.lmax, self.config.mmax).radial_width(2 * c);
         let radial = self.radial(b, &conv_1, width);
         let m = b.gather_rotate_scale(y, radial);
-        let m = b.so2_linear("conv_1", &conv_1, m, (2 * c, h), self.config.lmax * h, mixed);
+        let m = b.so2_linear(
+            "conv_1",
+            &conv_1,
+            m,
+            (2 * c, h),
+            self.config.lmax * h,
+            mixed,
+        );
         let m = b.gate_edges(m, h);
         let m = b.so2_linear("conv_2", &conv_2, m, (h, c), 0, mixed);
         let x = b.rotate_scatter(m, x);
 
         let y = b.rms_norm("norm_2", &w.at("norm_2"), x, false);
         let ff = w.at("atom_wise");
-        let gates =
-            b.linear("gates", &ff.at("scalar_mlp").at(0), y, (c, self.config.lmax * h), false, true);
+        let gates = b.linear(
+            "gates",
+            &ff.at("scalar_mlp").at(0),
+            y,
+            (c, self.config.lmax * h),
+            false,
+            true,
+        );
         let y = b.so3_linear("feed_forward", &ff.at("so3_linear_1"), y, (c, h), None);
         let y = b.gate_atoms(y, gates, h);
         let mut x = b.so3_linear("after_atoms", &ff.at("so3_linear_2"), y, (h, c), Some(x));
 
         for (channels, target) in [
             (&self.config.charge_balanced_channels, BalanceTarget::Charge),
-            (&self.config.spin_balanced_channels, BalanceTarget::UnpairedElectrons),
+            (
+                &self.config.spin_balanced_channels,
+                BalanceTarget::UnpairedElectrons,
+            ),
         ] {
             if !channels.is_empty() {
                 x = b.balance(x, channels.clone(), target);
@@ -74,8 +96,10 @@ impl Network<'_> {
     }
 
     fn radial(&self, b: &mut Builder, w: &Scope, width: usize) -> Buf {
-        let embeddings =
-            (self.backbone.at("source_embedding"), self.backbone.at("target_embedding"));
+        let embeddings = (
+            self.backbone.at("source_embedding"),
+            self.backbone.at("target_embedding"),
+        );
         b.radial(
             &w.at("rad_func"),
             (&embeddings.0, &embeddings.1),
