@@ -14,6 +14,7 @@ pub mod units;
 pub mod backend;
 pub mod nn;
 pub mod potential;
+pub mod predict;
 pub mod so3;
 
 pub mod comm;
