@@ -414,6 +414,62 @@ fn frames_that_do_not_fit_are_refused_by_name() {
 }
 
 #[test]
+fn info_and_export_say_what_was_recorded() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let paths = record_cases(directory.path());
+    let text = cli::info(&paths[1]).expect("summary");
+    for part in [
+        "complete",
+        "formula              C5H5Cu4O5Si5",
+        "frames               300",
+        "steps                0 to 2990",
+        "time                 0 to 1495 fs",
+        "9.0000 8.7321 10.0623 Angstrom",
+        "periodic yes yes yes",
+        "nano-1p2.pt (ab12)",
+        "omol, charge -1, spin 2",
+        "friction_per_fs    0.01",
+        "seed                 18446744073709551615",
+        "step 1500          moved atom 3",
+    ] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+
+    let output = directory.path().join("out.extxyz");
+    let said = cli::export(&paths[1], &output, 7).expect("exported");
+    assert!(said.contains("43 of 300 frames"), "{said}");
+    let file = BufReader::new(std::fs::File::open(&output).expect("written"));
+    let frames = umaserve::structure_file::read_frames(file, "out.extxyz", 1000);
+    let mut read = 0;
+    for (frame, index) in frames.zip((0..).step_by(7)) {
+        let frame = frame.expect("a good frame");
+        let sent = rounded(CASES[1].frame(index));
+        assert_eq!(frame.system.positions, sent.positions);
+        assert_eq!(frame.system.numbers, CASES[1].header().species);
+        assert_eq!(frame.system.cell.vectors, sent.cell);
+        assert_eq!(frame.system.charge, -1);
+        assert_eq!(frame.energy, Some(sent.energy_ev));
+        assert_eq!(frame.forces, Some(sent.forces));
+        assert_eq!(frame.stress, sent.stress);
+        let momenta = frame
+            .array("momenta")
+            .and_then(|a| a.vectors())
+            .expect("momenta");
+        let mass = CASES[1].header().masses[1];
+        assert_eq!(momenta[1], sent.velocities[1].map(|v| v * mass));
+        read += 1;
+    }
+    assert_eq!(read, 43);
+
+    for (output, stride) in [(&output, 0), (&paths[1], 1)] {
+        assert!(cli::export(&paths[1], output, stride).is_err());
+    }
+    assert_eq!(Trajectory::open(&paths[1]).expect("untouched").len(), 300);
+    let said = cli::repair(&paths[1]).expect("fine");
+    assert!(said.ends_with("nothing to repair, 300 frames"), "{said}");
+}
+
+#[test]
 fn foreign_and_damaged_files_are_refused_and_left_as_they_are() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let path = directory.path().join("x.h5");

@@ -49,6 +49,10 @@ const BATCH_BYTES: usize = 8 << 20;
 /// Larger frames are split over several chunks, so that a chunk fits a reader's 1 MiB cache.
 const CHUNK_ATOMS: usize = 65_536;
 
+/// Larger systems' positions, velocities and forces are not compressed: deflate takes about 2 us
+/// per atom and frame and saves a fifth, which at this size no longer keeps up with a fast device.
+const COMPRESSED_ATOMS: usize = 4096;
+
 /// How many frames go into one chunk of the large arrays and into one batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rows {
@@ -479,13 +483,14 @@ fn growing<T: H5Type>(
     shape: impl Into<hdf5::Extents>,
     chunk: &[usize],
 ) -> hdf5::Result<Dataset> {
-    group
-        .new_dataset::<T>()
-        .chunk(chunk.to_vec())
-        .shuffle()
-        .deflate(1)
-        .shape(shape)
-        .create(name)
+    let builder = group.new_dataset::<T>().chunk(chunk.to_vec());
+    let is_large = chunk.len() == 3 && chunk[1] >= COMPRESSED_ATOMS;
+    let builder = if is_large {
+        builder
+    } else {
+        builder.shuffle().deflate(1)
+    };
+    builder.shape(shape).create(name)
 }
 
 fn resize(dataset: &Dataset, rows: usize) -> hdf5::Result<()> {

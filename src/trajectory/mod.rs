@@ -28,6 +28,8 @@ mod absent;
 mod batch;
 pub mod cli;
 #[cfg(feature = "hdf5")]
+mod export;
+#[cfg(feature = "hdf5")]
 mod journal;
 #[cfg(feature = "hdf5")]
 mod layout;
@@ -39,6 +41,8 @@ mod reader;
 mod recorder;
 #[cfg(feature = "hdf5")]
 mod repair;
+#[cfg(feature = "hdf5")]
+mod report;
 #[cfg(feature = "hdf5")]
 mod superblock;
 #[cfg(feature = "hdf5")]
