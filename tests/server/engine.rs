@@ -21,8 +21,6 @@ pub struct Watch {
     pub sessions: AtomicUsize,
     /// Messages heard.
     pub messages: AtomicUsize,
-    /// Viewers dropped because they did not read.
-    pub dropped: AtomicUsize,
 }
 
 pub fn run(events: Receiver<FromViewer>, settings: Arc<SessionSettings>, watch: Arc<Watch>) {
@@ -68,14 +66,10 @@ pub fn run(events: Receiver<FromViewer>, settings: Arc<SessionSettings>, watch: 
             {
                 session.complete(solve(job), Instant::now());
             }
-            let reads = session
+            session
                 .take_output()
                 .into_iter()
-                .all(|message| to_viewer.try_send(message).is_ok());
-            if !reads {
-                watch.dropped.fetch_add(1, Ordering::SeqCst);
-            }
-            reads
+                .all(|message| to_viewer.try_send(message).is_ok())
         });
         watch.sessions.store(sessions.len(), Ordering::SeqCst);
     }
