@@ -41,9 +41,8 @@ pub enum FromViewer {
     Connected {
         /// The new session.
         id: SessionId,
-        /// Bounded queue towards the socket; use `try_send`. When it is full the viewer does not
-        /// read: end the session and drop the sender. While it has little room left, give the
-        /// session no new step.
+        /// Bounded queue towards the socket; use `try_send`. While it is full give the session
+        /// no new step; drop the sender to end the connection.
         to_viewer: mpsc::Sender<ServerMessage>,
     },
     /// A message has arrived.
@@ -104,7 +103,7 @@ impl Default for ServerSettings {
             max_sessions: 256,
             max_message_bytes: 16 << 20,
             max_undigested_bytes: 32 << 20,
-            max_outgoing: 64,
+            max_outgoing: 32,
             ping_interval: Duration::from_secs(20),
             write_timeout: Duration::from_secs(20),
         }

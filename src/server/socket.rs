@@ -45,7 +45,15 @@ pub(super) async fn run(socket: WebSocket, id: SessionId, place: Ticket, shared:
                 tokio::spawn(write(sink, outgoing, ordered, timeout).in_current_span());
             let mut reading = Reading::new(id, stream, orders, &shared);
             tokio::select! {
-                () = reading.run() => {}
+                goodbye = reading.run() => if let Some((code, reason)) = goodbye {
+                    let close = async {
+                        if reading.orders.send(Order::Close(code, reason)).await.is_ok() {
+                            let _ = (&mut writing).await;
+                        }
+                    };
+                    let _ = tokio::time::timeout(LINGER, close).await;
+                    reading.linger().await;
+                },
                 _ = &mut writing => reading.linger().await,
             }
             writing.abort();
@@ -107,6 +115,8 @@ struct Reading<'a> {
     next: Option<Waiting>,
     blocked: Option<Waiting>,
     last_heard: Instant,
+    /// The viewer may still be sending what cannot be read any more.
+    unread: bool,
 }
 
 impl<'a> Reading<'a> {
@@ -127,10 +137,13 @@ impl<'a> Reading<'a> {
             next: None,
             blocked: None,
             last_heard: Instant::now(),
+            unread: false,
         }
     }
 
-    async fn run(&mut self) {
+    /// Reads until there is nothing more to read; answers why the socket is to be closed, unless it
+    /// is closed already.
+    async fn run(&mut self) -> Option<(u16, &'static str)> {
         let interval = self.shared.settings.ping_interval;
         let mut pings = tokio::time::interval_at(Instant::now() + interval, interval);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -138,9 +151,7 @@ impl<'a> Reading<'a> {
         tokio::pin!(stop);
         loop {
             if !self.hand_over() {
-                return self
-                    .close(close_code::ERROR, "the engine has stopped")
-                    .await;
+                return Some((close_code::ERROR, "the engine has stopped"));
             }
             let quota = Arc::clone(&self.quota);
             let cost = self.next.as_ref().map_or(0, |next| next.cost);
@@ -150,8 +161,8 @@ impl<'a> Reading<'a> {
                     self.last_heard = Instant::now();
                     match received {
                         Some(Ok(message)) => self.take(message),
-                        Some(Err(error)) => return self.refuse(error).await,
-                        None => return,
+                        Some(Err(error)) => return self.refuse(error),
+                        None => return None,
                     }
                 }
                 permit = quota.acquire_many_owned(cost), if cost > 0 && !admitted => {
@@ -165,11 +176,11 @@ impl<'a> Reading<'a> {
                     let silent = self.last_heard.elapsed();
                     if self.blocked.is_none() && silent >= 2 * interval {
                         tracing::info!(?silent, "the viewer does not answer pings");
-                        return;
+                        return None;
                     }
                     let _ = self.orders.try_send(Order::Ping);
                 }
-                () = &mut stop => return self.close(close_code::AWAY, "the server stops").await,
+                () = &mut stop => return Some((close_code::AWAY, "the server stops")),
             }
         }
     }
@@ -244,43 +255,34 @@ impl<'a> Reading<'a> {
     }
 
     /// The socket cannot be read any further.
-    async fn refuse(&mut self, error: Error) {
+    fn refuse(&mut self, error: Error) -> Option<(u16, &'static str)> {
         let error = error.into_inner();
         match error.downcast_ref::<tungstenite::Error>() {
             Some(tungstenite::Error::Capacity(limit)) => {
                 tracing::info!(%limit, "a message was too large");
-                self.close(close_code::SIZE, "the message is too large")
-                    .await;
+                self.unread = true;
+                Some((close_code::SIZE, "the message is too large"))
             }
             Some(tungstenite::Error::Protocol(violation)) => {
                 tracing::debug!(%violation, "not a WebSocket conversation");
-                self.close(close_code::PROTOCOL, "not a WebSocket conversation")
-                    .await;
+                self.unread = true;
+                Some((close_code::PROTOCOL, "not a WebSocket conversation"))
             }
-            _ => tracing::debug!(%error, "the connection broke"),
-        }
-    }
-
-    async fn close(&mut self, code: u16, reason: &'static str) {
-        let order = self.orders.send(Order::Close(code, reason));
-        if tokio::time::timeout(LINGER, order).await.is_ok() {
-            self.linger().await;
+            _ => {
+                tracing::debug!(%error, "the connection broke");
+                None
+            }
         }
     }
 
     /// Keeps the socket open until the viewer has seen the close frame and closes it, or for a
     /// while: a viewer that is still sending would see a reset otherwise.
     async fn linger(&mut self) {
-        let until = Instant::now() + LINGER;
-        let drain = async {
-            while let Some(received) = self.stream.next().await {
-                if received.is_err() {
-                    // It cannot be read any more, for instance past a message that is too large.
-                    return tokio::time::sleep_until(until).await;
-                }
-            }
-        };
-        let _ = tokio::time::timeout_at(until, drain).await;
+        if self.unread {
+            return tokio::time::sleep(LINGER).await;
+        }
+        let drain = async { while let Some(Ok(_)) = self.stream.next().await {} };
+        let _ = tokio::time::timeout(LINGER, drain).await;
     }
 }
 

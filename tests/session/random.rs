@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::bench::*;
 use crate::worker::solve;
-use umaserve::comm::Job;
+use umaserve::comm::{Job, Task};
 use umaserve::session::{Content, Delta, Edit, Payload, RawParameters, ServerMessage, Start};
 
 #[derive(Clone, Debug)]
@@ -141,7 +141,9 @@ struct Checks {
     seq: u64,
     client_seq: u64,
     frame_count: u64,
-    /// (edit counter, atoms) of edits sent, with their client sequence numbers.
+    /// Largest ack said.
+    ack: u64,
+    /// Client sequence numbers and edit counters said.
     sent: VecDeque<(u64, u64)>,
 }
 
@@ -199,6 +201,7 @@ proptest! {
             seq += 1;
             let say = |checks: &mut Checks, b: &mut Bench, message: Message| {
                 checks.sent.push_back((seq, message.0.user_interaction_count.unwrap_or(0)));
+                checks.ack = checks.ack.max(message.0.ack.unwrap_or(0));
                 b.send(message.seq(seq));
             };
             match event {
@@ -221,6 +224,11 @@ proptest! {
                         prop_assert_eq!(job.state.system.positions.len(), atoms);
                         prop_assert_eq!(job.state.velocities.len(), atoms);
                         prop_assert!(job.state.system.numbers.iter().all(|&z| z > 0));
+                        if matches!(job.task, Task::Step(_)) {
+                            // What the last event has brought out is taken by now.
+                            let ahead = checks.seq.saturating_sub(checks.ack);
+                            prop_assert!(ahead < 10, "a step with {} unacknowledged", ahead);
+                        }
                         out = Some(job);
                     }
                 }
