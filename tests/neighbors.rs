@@ -258,6 +258,23 @@ fn atoms_at_the_same_place_do_not_see_each_other() {
 }
 
 #[test]
+fn vectors_of_directions_that_do_not_repeat_do_not_matter() {
+    let p = positions(100, 21, 15.0);
+    let isolated = check(&system(p.clone(), [[0.0; 3]; 3], [false; 3]), 5.0);
+    assert!(isolated.len() > 500);
+    for x in [1e-200, 3.0, 1e200, f64::NAN] {
+        let vectors = [[x, 0.0, 0.0], [0.0, x, 0.0], [0.0, 0.0, x]];
+        assert_eq!(list(&system(p.clone(), vectors, [false; 3]), 5.0), isolated);
+    }
+    let chain = |x: f64| {
+        let vectors = [[20.0, 0.0, 0.0], [0.0, x, 0.0], [0.0, 0.0, x]];
+        list(&system(p.clone(), vectors, [true, false, false]), 5.0)
+    };
+    assert_eq!(chain(1e100), chain(0.0));
+    assert_eq!(chain(1e-100), chain(0.0));
+}
+
+#[test]
 fn a_pair_exactly_at_the_cutoff_is_kept() {
     let pair = system(vec![[0.0; 3], [6.0, 0.0, 0.0]], [[0.0; 3]; 3], [false; 3]);
     assert_eq!(check(&pair, 6.0).len(), 2);

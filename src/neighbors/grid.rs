@@ -19,6 +19,8 @@ pub(super) struct Grid<'a> {
     bin: Vec<[i64; 3]>,
     /// Cell in which every atom lies, in multiples of the basis vectors.
     home: Vec<[i64; 3]>,
+    /// Whether all atoms lie in the cell at the origin.
+    all_at_home: bool,
     /// Position of every atom less its home, Angstrom.
     wrapped: Vec<[f64; 3]>,
     /// Atoms sorted by bin, the first coordinate running fastest.
@@ -40,6 +42,9 @@ enum Index {
         first: Vec<i64>,
     },
 }
+
+/// Atoms whose distances are looked at together.
+const BLOCK: usize = 64;
 
 /// An atom may be this many cells away from the origin: products with the multiples of the reduced
 /// lattice then fit into i64.
@@ -135,6 +140,7 @@ impl<'a> Grid<'a> {
             bins,
             reach,
             bin,
+            all_at_home: home.iter().all(|&h| h == [0; 3]),
             home,
             wrapped,
             sorted,
@@ -168,13 +174,26 @@ impl<'a> Grid<'a> {
                         _ => multiply(image.map(|n| n as f64), &self.lattice.basis),
                     };
                     let origin = [shift[0] - at[0], shift[1] - at[1], shift[2] - at[2]];
-                    for j in atoms {
-                        let p = self.sorted_wrapped[j];
-                        let (x, y, z) = (p[0] + origin[0], p[1] + origin[1], p[2] + origin[2]);
-                        if x * x + y * y + z * z <= radius2 {
-                            let source = self.sorted[j];
-                            let from = self.home[source as usize];
-                            let image = std::array::from_fn(|k| image[k] + home[k] - from[k]);
+                    // Indices of the near ones are collected without a branch, which would be
+                    // mispredicted for about every third atom.
+                    for first in atoms.clone().step_by(BLOCK) {
+                        let last = atoms.end.min(first + BLOCK);
+                        let mut near = [0u32; BLOCK];
+                        let mut count = 0;
+                        for (j, p) in (first..last).zip(&self.sorted_wrapped[first..last]) {
+                            let (x, y, z) = (p[0] + origin[0], p[1] + origin[1], p[2] + origin[2]);
+                            near[count] = j as u32;
+                            count += usize::from(x * x + y * y + z * z <= radius2);
+                        }
+                        for &j in &near[..count] {
+                            let source = self.sorted[j as usize];
+                            let image = match self.all_at_home {
+                                true => image,
+                                false => {
+                                    let from = self.home[source as usize];
+                                    std::array::from_fn(|k| image[k] + home[k] - from[k])
+                                }
+                            };
                             if !visit(source, image) {
                                 return false;
                             }
@@ -193,7 +212,11 @@ impl<'a> Grid<'a> {
         if !periodic {
             (first, last) = (first.max(0), last.min(bins - 1));
         }
-        (first..=last).map(move |b| (b.rem_euclid(bins), b.div_euclid(bins)))
+        // Divisions are slow, and most bins are in the cell of the target.
+        (first..=last).map(move |b| match (0..bins).contains(&b) {
+            true => (b, 0),
+            false => (b.rem_euclid(bins), b.div_euclid(bins)),
+        })
     }
 
     /// The bins within reach along the first basis vector as runs of neighbouring bins, each with
@@ -204,7 +227,11 @@ impl<'a> Grid<'a> {
         if self.lattice.periodic == 0 {
             (first, last) = (first.max(0), last.min(bins - 1));
         }
-        (first.div_euclid(bins)..=last.div_euclid(bins)).map(move |cell| {
+        let cells = match first >= 0 && last < bins {
+            true => 0..=0,
+            false => first.div_euclid(bins)..=last.div_euclid(bins),
+        };
+        cells.map(move |cell| {
             let origin = cell * bins;
             let run = first.max(origin) - origin..last.min(origin + bins - 1) - origin + 1;
             (run, cell)

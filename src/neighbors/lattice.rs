@@ -72,14 +72,16 @@ impl Lattice {
             let reciprocal = [inverse[0][k], inverse[1][k], inverse[2][k]];
             1.0 / dot(reciprocal, reciprocal).sqrt()
         });
-        let rounding = (0..3)
-            .map(|k| {
-                let sum: f64 = (0..3)
-                    .map(|j| multiples[k][j].unsigned_abs() as f64 * length(cell.vectors[j]))
-                    .sum();
-                4.0 * f64::EPSILON * sum
-            })
-            .sum();
+        // Only vectors that take part: the others may be of any length.
+        let mut rounding = 0.0;
+        for (&count, &vector) in multiples
+            .iter()
+            .flat_map(|row| row.iter().zip(&cell.vectors))
+        {
+            if count != 0 {
+                rounding += 4.0 * f64::EPSILON * count.unsigned_abs() as f64 * length(vector);
+            }
+        }
         Some(Lattice {
             basis,
             inverse,

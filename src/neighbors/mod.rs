@@ -262,13 +262,18 @@ fn rows_of(
     let mut found: Vec<Found> = Vec::new();
     let mut order: Vec<u64> = Vec::new();
     let cutoff2 = cutoff * cutoff;
+    let (mut last, mut original, mut shift) = ([0; 3], [0; 3], [0.0; 3]);
     for target in targets {
         found.clear();
         let mut unreported = 0;
         let position = system.positions[target];
         let complete = grid.for_each_candidate(target, |source, image| {
-            let image = lattice.original_image(image);
-            let shift = lattice.translation(image);
+            // Candidates come by image, so most share the last one's translation.
+            if (image[0] ^ last[0]) | (image[1] ^ last[1]) | (image[2] ^ last[2]) != 0 {
+                last = image;
+                original = lattice.original_image(image);
+                shift = lattice.translation(original);
+            }
             let vector = subtract(system.positions[source as usize], position);
             let vector = [
                 vector[0] + shift[0],
@@ -279,7 +284,7 @@ fn rows_of(
             if d2 > 0.0 && d2 <= cutoff2 {
                 found.push(Found {
                     source,
-                    image,
+                    image: original,
                     vector,
                 });
                 unreported += 1;

@@ -91,7 +91,19 @@ pub fn evaluate(
             system.check(usize::MAX)?;
             potential.check(system)?;
             let (cutoff, neighbors) = (potential.cutoff_angstrom(), potential.max_neighbors());
-            Ok(neighbor_list(system, cutoff, neighbors, max_edges)?)
+            let list = neighbor_list(system, cutoff, neighbors, max_edges)?;
+            if list.truncated {
+                // Once: a simulation would say it in every step.
+                static WARNING: std::sync::Once = std::sync::Once::new();
+                WARNING.call_once(|| {
+                    tracing::warn!(
+                        atoms = system.len(),
+                        "an atom has more than {neighbors} neighbours within {cutoff} Angstrom; \
+                         only the nearest are kept, so the energy is not continuous"
+                    );
+                });
+            }
+            Ok(list)
         })
         .collect();
     let batch: Vec<(&System, &NeighborList)> = systems
