@@ -177,7 +177,7 @@ fn containers_that_contain_themselves() {
     let mut parts: Vec<(String, Vec<u8>)> = Vec::new();
     for level in 0..20 {
         let next = format!("n{}", level + 1);
-        let key = vec![next.as_str(); 10].join(".");
+        let key = [next.as_str(); 10].join(".");
         let value = node(&format!("${{{key}}}"));
         parts.push((format!("n{level}"), value));
     }

@@ -5,7 +5,9 @@
 //! Whatever this program cannot evaluate exactly is refused by name.
 
 mod expected;
+mod head;
 mod read;
+mod section;
 mod tasks;
 
 use std::collections::BTreeMap;

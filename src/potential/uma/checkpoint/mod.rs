@@ -133,6 +133,12 @@ impl Checkpoint {
             &Config::new(&pickle, root.model_config, "model_config")?,
             &Config::new(&pickle, root.tasks_config, "tasks_config")?,
         )?;
+        if !config.ignored.is_empty() {
+            tracing::warn!(
+                "options of the checkpoint that this program does not know are ignored: {}",
+                config.ignored.join(", ")
+            );
+        }
         let described = describe_tensors(&pickle, root.ema_state_dict)?;
         check_names(&described, &config)?;
         let (tensors, storages) = locate_tensors(described, &mut archive)?;

@@ -2,12 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::read::{is_dataset_name, unsupported};
+use super::section::{Read, is_dataset_name, unsupported};
 use super::{Normalizer, Task};
-use crate::potential::uma::checkpoint::CheckpointError;
 use crate::potential::uma::checkpoint::omegaconf::Config;
-
-type Read<T> = Result<T, CheckpointError>;
 
 /// Longest accepted table of element references.
 const MAX_REFERENCES: usize = 1 << 10;
