@@ -181,7 +181,7 @@ fn device_name(model: &ModelConfig) -> &'static str {
 
 fn log_worker(model: &ModelConfig) {
     tracing::info!(
-        predict_unit_device = device_name(model),
+        predict_unit_device = %device_name(model),
         precision = %Precision::from(model.precision),
         threads = model.threads,
         "worker ready"
