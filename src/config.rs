@@ -173,6 +173,8 @@ pub struct ServeConfig {
     pub seed: u64,
     /// Whether this process is a rank of an MPI job.
     pub launched_by_mpi: bool,
+    /// Place of the running program.
+    pub program: Option<PathBuf>,
 }
 
 /// Settings of `umaserve predict`, checked.
@@ -216,6 +218,7 @@ pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig,
         edge_budget: in_range("--edge-budget", args.edge_budget, 1..=2_000_000_000)?,
         seed: args.seed,
         launched_by_mpi: environment.launched_by_mpi,
+        program: environment.program.clone(),
     })
 }
 

@@ -358,7 +358,7 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
             return;
         }
         let span = tracing::info_span!("session", id = id.0);
-        span.in_scope(|| tracing::info!("viewer connected"));
+        span.in_scope(|| tracing::debug!("session begins"));
         let session = Session::new(id, self.settings.session.clone(), now);
         let seat = Seat {
             session,
@@ -473,7 +473,7 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
             self.deadlines.remove(&(at, id));
         }
         seat.span.in_scope(|| match farewell {
-            Farewell::Disconnected => tracing::info!("session ended"),
+            Farewell::Disconnected => tracing::debug!("session ended"),
             Farewell::TooSlow => tracing::warn!("session ended: the viewer does not read"),
             Farewell::TooManyMessages => tracing::warn!(
                 limit = self.settings.max_waiting_messages,

@@ -60,7 +60,8 @@ fn alone(config: &ServeConfig) -> Result<(), String> {
 /// The ranks of an MPI job; one rank alone serves as if there were no MPI.
 #[cfg(feature = "mpi")]
 fn ranks(config: &ServeConfig) -> Result<(), String> {
-    use crate::comm::mpi::{Identity, Ranks};
+    use crate::comm::mpi as cluster;
+    use cluster::{Identity, Ranks};
 
     let ranks = Ranks::join()?;
     if ranks.size() == 1 {
@@ -69,7 +70,7 @@ fn ranks(config: &ServeConfig) -> Result<(), String> {
     let rank = ranks.rank();
     let identity = |checkpoint: &Checkpoint| Identity {
         host: Ranks::host(),
-        build: build_hash(),
+        build: build_hash(config),
         checkpoint: checkpoint.digest.to_string(),
         device: match rank {
             0 => "serves".into(),
@@ -124,12 +125,12 @@ fn ranks(config: &ServeConfig) -> Result<(), String> {
 
 /// Version and content of this program: ranks have to run the same.
 #[cfg(feature = "mpi")]
-fn build_hash() -> String {
-    let content = std::env::current_exe().and_then(std::fs::read);
+fn build_hash(config: &ServeConfig) -> String {
+    let content = config.program.as_ref().map(std::fs::read);
     match content {
-        Ok(bytes) => blake3::hash(&bytes).to_hex()[..16].to_owned(),
+        Some(Ok(bytes)) => blake3::hash(&bytes).to_hex()[..16].to_owned(),
         // The version is all that is left to compare.
-        Err(_) => env!("CARGO_PKG_VERSION").to_owned(),
+        _ => env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 

@@ -20,7 +20,12 @@ use crate::system::{Evaluation, System};
 pub fn serve(link: &mut dyn Link, potential: &dyn Potential, max_edges: usize) {
     while let Some(shard) = link.take() {
         let span = tracing::debug_span!("shard", id = shard.id, jobs = shard.jobs.len());
-        let outcomes = span.in_scope(|| run(&shard, potential, max_edges));
+        let started = std::time::Instant::now();
+        let outcomes = span.in_scope(|| {
+            let outcomes = run(&shard, potential, max_edges);
+            tracing::debug!(elapsed = ?started.elapsed(), "evaluated");
+            outcomes
+        });
         link.answer(shard.id, outcomes);
     }
 }
@@ -113,6 +118,17 @@ fn evaluate_batch(
         return;
     }
     let systems: Vec<&System> = chosen.iter().map(|p| &p.state.system).collect();
+    for progress in &chosen {
+        let system = &progress.state.system;
+        tracing::trace!(
+            target: "umaserve::geometry",
+            session = progress.job.session.0,
+            numbers = ?system.numbers,
+            positions = ?system.positions,
+            cell = ?system.cell,
+            "evaluating"
+        );
+    }
     let answers = evaluate_guarded(potential, &systems, max_edges);
     for (progress, (answer, edges)) in chosen.iter_mut().zip(answers) {
         progress.edges = edges;

@@ -61,8 +61,11 @@ fn step() -> impl Strategy<Value = Step> {
 
 const WORKERS: usize = 4;
 
+/// Worker and jobs of every shard sent, in order.
+type Log = Vec<(usize, Vec<(SessionId, u64)>)>;
+
 /// Plays the steps against a model that knows where every job is, and returns the shards.
-fn play(budget: u64, steps: &[Step]) -> Result<Vec<(usize, Vec<(SessionId, u64)>)>, TestCaseError> {
+fn play(budget: u64, steps: &[Step]) -> Result<Log, TestCaseError> {
     let mut scheduler = Scheduler::new(WORKERS, budget);
     let mut log = Vec::new();
     let mut serial = 0;

@@ -45,8 +45,8 @@ fn mpirun() -> Command {
         "--bind-to",
         "none",
     ]);
-    // Time to say goodbye after a signal, instead of one second.
-    command.args(["--mca", "odls_base_sigkill_timeout", "20"]);
+    // Time to say goodbye after a signal, more than the one second by default.
+    command.args(["--mca", "odls_base_sigkill_timeout", "3"]);
     command
 }
 

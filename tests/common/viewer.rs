@@ -24,7 +24,7 @@ pub struct Viewer {
 /// What a viewer hears next.
 #[derive(Debug)]
 pub enum Heard {
-    Frame(Frame),
+    Frame(Box<Frame>),
     Notice(Notice),
     /// The engine has let the connection go.
     End,
@@ -34,7 +34,7 @@ impl Heard {
     #[track_caller]
     pub fn frame(self) -> Frame {
         match self {
-            Heard::Frame(frame) => frame,
+            Heard::Frame(frame) => *frame,
             other => panic!("a frame was expected, not {other:?}"),
         }
     }
@@ -145,7 +145,7 @@ impl Viewer {
             self.say(Payload::None);
         }
         match message.content {
-            Content::Frame(frame) => Heard::Frame((*frame).clone()),
+            Content::Frame(frame) => Heard::Frame(Box::new((*frame).clone())),
             Content::Notice(notice) => Heard::Notice(notice),
         }
     }
