@@ -200,8 +200,13 @@ pub struct LogConfig {
 /// Checks the options of `umaserve serve`.
 pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig, ConfigError> {
     let mib = |name, value, most| Ok::<_, ConfigError>(usize_in(name, value, 1..=most)? << 20);
+    let model = model(&args.model, environment)?;
+    let edge_budget = args.edge_budget.unwrap_or(match model.device {
+        Device::Cuda => 200_000,
+        Device::Cpu | Device::Auto => 5_000,
+    });
     Ok(ServeConfig {
-        model: model(&args.model, environment)?,
+        model,
         bind: bind(&args.bind)?,
         record: args.record.clone(),
         max_atoms: usize_in("--max-atoms", args.max_atoms, 1..=10_000_000)?,
@@ -215,7 +220,7 @@ pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig,
         )?),
         max_unacked: in_range("--max-unacked", args.max_unacked, 1..=1_000_000)?,
         ack_cleared: args.ack_cleared,
-        edge_budget: in_range("--edge-budget", args.edge_budget, 1..=2_000_000_000)?,
+        edge_budget: in_range("--edge-budget", edge_budget, 1..=2_000_000_000)?,
         seed: args.seed,
         launched_by_mpi: environment.launched_by_mpi,
         program: environment.program.clone(),

@@ -145,7 +145,7 @@ impl Default for EngineSettings {
             max_sessions: 256,
             max_waiting_messages: 4096,
             max_backlog: 4096,
-            edge_budget: 100_000,
+            edge_budget: 5_000,
         }
     }
 }

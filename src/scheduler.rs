@@ -12,13 +12,15 @@
 //!   most its own cost by each other session. Since a session has nothing queued while its job is
 //!   computed, a large job also waits with *filling the second place* of a worker until the
 //!   sessions in hand there have had their share.
+//! * **Somebody waits** for an evaluation that answers an edit, so it is stamped as if it cost a
+//!   quarter; it is charged in full.
 //! * **Large jobs** (more than half of the budget) travel alone, and small jobs do not queue
 //!   behind them where another worker can take them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::comm::{Job, Outcome, SessionId, Shard};
+use crate::comm::{Job, Outcome, SessionId, Shard, Task};
 
 /// Shards that a worker has at a time: one in hand, one waiting.
 pub const SHARDS_PER_WORKER: usize = 2;
@@ -26,6 +28,9 @@ pub const SHARDS_PER_WORKER: usize = 2;
 /// Workers that a job may have in hand when they are lost before it is given up: a job that
 /// kills its worker must not kill them all.
 pub const LOSSES_PER_JOB: u8 = 2;
+
+/// By how much an evaluation that somebody waits for seems cheaper than a step.
+const WAITED_FOR: u64 = 4;
 
 /// Jobs in one shard, however cheap they are.
 const MAX_JOBS_PER_SHARD: usize = 512;
@@ -53,7 +58,7 @@ struct Account {
     last: Option<(u64, u64)>,
 }
 
-/// Finish stamp, then order of arrival.
+/// Stamp, then order of arrival.
 type Key = (u64, u64);
 
 /// What is known about a job in the queue or on a worker.
@@ -63,6 +68,13 @@ struct Stamp {
     start: u64,
     cost: u64,
     losses: u8,
+}
+
+impl Stamp {
+    /// Virtual time at which the job is finished.
+    fn finish(&self) -> u64 {
+        self.start.saturating_add(self.cost)
+    }
 }
 
 /// A shard that a worker has.
@@ -165,9 +177,13 @@ impl Scheduler {
         let cost = self.cost_edges(&job);
         let account = self.accounts.entry(job.session).or_default();
         let start = account.finish.max(self.virtual_time);
+        let apparent_cost = match job.task {
+            Task::Evaluate => cost / WAITED_FOR,
+            Task::Step(_) => cost,
+        };
         self.arrivals += 1;
         let stamp = Stamp {
-            key: (start.saturating_add(cost), self.arrivals),
+            key: (start.saturating_add(apparent_cost), self.arrivals),
             start,
             cost,
             losses: 0,
@@ -245,7 +261,7 @@ impl Scheduler {
             self.queued.remove(&job.session);
             self.virtual_time = self.virtual_time.max(stamp.start);
             let account = self.accounts.entry(job.session).or_default();
-            account.finish = account.finish.max(key.0);
+            account.finish = account.finish.max(stamp.finish());
             stamps.push(stamp);
             jobs.push(job);
         }

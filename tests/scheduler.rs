@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use umaserve::comm::{Job, Outcome, SessionId, Task};
-use umaserve::dynamics::State;
+use umaserve::dynamics::{Method, State};
 use umaserve::scheduler::{Dispatch, SHARDS_PER_WORKER, Scheduler};
 use umaserve::system::System;
 
@@ -13,7 +13,7 @@ fn job(session: u64, serial: u64, atoms: usize) -> Job {
     Job {
         session: SessionId(session),
         serial,
-        task: Task::Evaluate,
+        task: Task::Step(Method::VelocityVerlet { timestep_fs: 1.0 }),
         state: State {
             system: System {
                 numbers: vec![1; atoms],
@@ -366,6 +366,42 @@ fn an_interactive_session_beside_md_sessions_waits_for_two_shards_at_most() {
             .any(|job| job.session == SessionId(99))
     );
     assert!(scheduler.complete(0, second.shard.id, &outcomes_of(&second, costs)));
+}
+
+#[test]
+fn an_answer_that_somebody_waits_for_goes_before_steps_but_is_charged_in_full() {
+    let mut scheduler = Scheduler::new(1, 90);
+    scheduler.push(job(0, 1, 10));
+    let in_hand = scheduler.next_dispatch().unwrap();
+    for session in 1..4 {
+        scheduler.push(job(session, 1, 10));
+    }
+    let reply = Job {
+        task: Task::Evaluate,
+        ..job(9, 1, 10)
+    };
+    scheduler.push(reply.clone());
+    let second = scheduler.next_dispatch().unwrap();
+    assert_eq!(
+        second.shard.jobs,
+        [reply.clone()],
+        "the last to come, the first to go"
+    );
+    // Its session has had its share and now comes after the others.
+    let mut order = Vec::new();
+    let mut ahead = vec![in_hand, second];
+    while !ahead.is_empty() {
+        let done = ahead.remove(0);
+        scheduler.complete(0, done.shard.id, &outcomes_of(&done, |_| 90));
+        if done.shard.jobs == [reply.clone()] {
+            scheduler.push(job(9, 2, 10));
+        }
+        while let Some(next) = scheduler.next_dispatch() {
+            order.extend(next.shard.jobs.iter().map(|job| job.session.0));
+            ahead.push(next);
+        }
+    }
+    assert_eq!(order, [1, 2, 3, 9]);
 }
 
 #[test]

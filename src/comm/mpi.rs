@@ -2,8 +2,8 @@
 //!
 //! MPI is called from the main threads only (`MPI_THREAD_FUNNELED`). Nothing waits inside MPI:
 //! libraries spin there, and a spinning rank takes a core from those that compute. Waiting is
-//! probing with a sleep that grows with the time already waited, from microseconds to a
-//! millisecond.
+//! probing with a sleep that grows with the time already waited, from microseconds to
+//! milliseconds.
 //!
 //! At start every rank tells rank 0 what it is or why it cannot work ([`Ranks::agree`]), so that
 //! all ranks go on or all leave, and none waits for another.
@@ -231,7 +231,7 @@ struct Patience {
 
 impl Patience {
     const SHORTEST: Duration = Duration::from_micros(10);
-    const LONGEST: Duration = Duration::from_millis(1);
+    const LONGEST: Duration = Duration::from_millis(4);
 
     fn new() -> Self {
         Patience {
