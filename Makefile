@@ -16,8 +16,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help serve build test bench check docs setup readers
 
+# Built without optimisation: that takes one or two minutes, once.
+CARGO_DENY = 0.20.2
+
 # A toolchain that setup installs is not in PATH yet.
-export PATH := $(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+export PATH := $(CURDIR)/target/tools/bin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
 # Open MPI 4 and 5: run as root (containers), with more ranks than cores, without pinning the ranks
 # to single cores (each runs many threads).
@@ -54,8 +57,9 @@ check: setup ## Formatting, clippy, docs, licenses: what CI asks besides the tes
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
-	if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; fi
-	python3 tools/licenses.py
+	command -v cargo-deny >/dev/null || \
+		cargo install --quiet --locked --debug --root target/tools cargo-deny@$(CARGO_DENY)
+	cargo deny --offline check --hide-inclusion-graph bans licenses sources
 
 docs: setup ## The documentation of the code, in target/doc/umaserve/index.html
 	cargo doc --locked --no-deps
