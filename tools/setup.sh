@@ -73,6 +73,7 @@ if ! rust_is_enough; then
         rustup override set stable
     else
         say "no Rust $needed or later: installing it for $(id -un) with rustup into ${CARGO_HOME:-$HOME/.cargo}"
+        export RUSTUP_INIT_SKIP_PATH_CHECK=yes  # a distribution's older Rust may stay
         curl --proto '=https' --tlsv1.2 -fsSL https://sh.rustup.rs |
             sh -s -- -y --quiet --no-modify-path --profile minimal --component clippy,rustfmt
         say "to use it in your shell: . ${CARGO_HOME:-$HOME/.cargo}/env"
