@@ -66,8 +66,40 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "server",
         &["units", "system", "dynamics", "comm", "session", "engine"],
     ),
+    (
+        "recording",
+        &[
+            "units",
+            "system",
+            "dynamics",
+            "comm",
+            "session",
+            "trajectory",
+            "engine",
+        ],
+    ),
     ("cli", &[]),
     ("config", &["units", "system", "dynamics", "session", "cli"]),
+    // Puts everything together; only main.rs stands above it.
+    (
+        "serve",
+        &[
+            "units",
+            "system",
+            "dynamics",
+            "potential",
+            "comm",
+            "session",
+            "trajectory",
+            "scheduler",
+            "worker",
+            "engine",
+            "server",
+            "recording",
+            "cli",
+            "config",
+        ],
+    ),
 ];
 
 /// Modules that only compute: no files, sockets, clocks, threads of their own, environment.
@@ -121,8 +153,8 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Lines that a file may have before it should be two.
-const MAX_LINES: usize = 800;
+/// Lines that a file may have at most. Six hundred is where one should think of two files.
+const MAX_LINES: usize = 1000;
 
 /// One source file: path relative to `src/`, text.
 struct Source {
