@@ -11,7 +11,7 @@
 //!
 //! # Crash safety
 //!
-//! The file holds whole, compressed chunks only. The frames since the last whole chunk lie in a
+//! The file holds whole chunks only. The frames since the last whole chunk lie in a
 //! journal next to it (`<label>.h5.journal`), brought up to date every
 //! [`RecorderSettings::flush_interval`]. HDF5's single-writer mode orders the writes inside the
 //! file. A process killed at any moment therefore loses at most the last flush interval:
