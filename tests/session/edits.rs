@@ -546,3 +546,27 @@ fn a_cell_is_periodic_everywhere_unless_said_otherwise() {
         assert_eq!(matches!(b.take_one().content, Content::Frame(_)), accepted);
     }
 }
+
+#[test]
+fn merged_edits_keep_the_largest_ack_and_the_last_counter_that_is_not_zero() {
+    let mut b = Bench::with_molecule_acked(0);
+    b.send(edit(sparse()));
+    let job = b.session.next_job(b.now).expect("evaluation");
+    b.send(edit(sparse()).ack(2).count(5).sim_step(30));
+    b.send(edit(sparse()).ack(1).count(0).sim_step(0));
+    b.send(edit(sparse()).count(3));
+    b.send(edit(sparse()));
+    assert_eq!(b.session.waiting_messages(), 1);
+    b.finish(job);
+    b.run_idle();
+    let reply = b.take_now().pop().expect("a reply");
+    assert_eq!((reply.seq, reply.user_interaction_count), (3, Some(3)));
+    assert_eq!(reply.sim_step, Some(30));
+    b.send(start_md());
+    let mut last = 0;
+    while let Some(job) = b.try_step() {
+        b.finish(job);
+        last = b.take_now_one().seq;
+    }
+    assert_eq!(last, 12, "acknowledged up to 2");
+}

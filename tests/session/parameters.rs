@@ -1,7 +1,8 @@
 //! START: parameters, refusals, velocities and random numbers.
 
+use umaserve::comm::Task;
 use umaserve::dynamics::{self, Method};
-use umaserve::session::{Content, RawParameters};
+use umaserve::session::{Content, RawParameters, SessionSettings};
 
 use crate::bench::*;
 
@@ -312,4 +313,38 @@ fn a_seed_restarts_the_random_numbers() {
     assert_eq!(run(Some(42)), run(Some(42)));
     assert_ne!(run(Some(42)), run(Some(43)));
     assert_ne!(run(Some(1)), run(None), "without a seed the numbers go on");
+}
+
+#[test]
+fn many_atoms_are_relaxed_without_a_hessian() {
+    for (natoms, integrator, expected) in [
+        (200, None, "bfgs"),
+        (201, None, "lbfgs"),
+        (201, Some(3), "lbfgs"),
+        (201, Some(5), "fire"),
+    ] {
+        let mut b = Bench::with_settings(SessionSettings {
+            max_atoms: 300,
+            ..settings()
+        });
+        let positions = (0..natoms).map(|i| [f64::from(i), 0.0, 0.0]).collect();
+        b.send(upload(&(vec![1; natoms as usize], positions)));
+        b.run_idle();
+        let parameters = RawParameters {
+            max_step: 0.1,
+            integrator,
+            ..RawParameters::default()
+        };
+        b.send(start(1, Some(parameters)));
+        let method = match b.next_step().task {
+            Task::Step(Method::Bfgs { .. }) => "bfgs",
+            Task::Step(Method::Lbfgs { .. }) => "lbfgs",
+            Task::Step(Method::Fire { .. }) => "fire",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            method, expected,
+            "{natoms} atoms, integrator {integrator:?}"
+        );
+    }
 }
