@@ -31,6 +31,8 @@ pub struct Layout {
     pub edge_row_degree: Vec<usize>,
     /// Radial row of each edge row: +m and -m of one degree share it.
     pub radial_row: Vec<usize>,
+    /// Edge rows of each degree, m = -min(l, mmax)..=min(l, mmax): the rows of its Wigner block.
+    pub degree_rows: Vec<Vec<usize>>,
     /// The m > 0 blocks.
     pub blocks: Vec<MBlock>,
     /// Offset of each degree in a packed Wigner matrix. Degree l holds 2 min(l, mmax) + 1 rows
@@ -70,7 +72,8 @@ impl Layout {
             wigner_offset.push(wigner_len);
             wigner_len += (2 * l.min(mmax) + 1) * (2 * l + 1);
         }
-        Layout {
+        let mut layout = Layout {
+            degree_rows: vec![],
             lmax,
             mmax,
             rows: (lmax + 1) * (lmax + 1),
@@ -80,7 +83,14 @@ impl Layout {
             blocks,
             wigner_offset,
             wigner_len,
-        }
+        };
+        layout.degree_rows = (0..=lmax)
+            .map(|l| {
+                let kept = l.min(mmax) as isize;
+                (-kept..=kept).map(|m| layout.edge_row(l, m)).collect()
+            })
+            .collect();
+        layout
     }
 
     /// Edge row of (l, m), |m| <= min(l, mmax).

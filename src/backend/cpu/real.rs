@@ -154,6 +154,71 @@ pub fn silu_slope<T: Real>(x: T) -> T {
     s * x.mul_add(T::ONE - s, T::ONE)
 }
 
+/// Runs a kernel that is generic in how many channels it takes at once: the largest power of two
+/// up to 16 that divides the number of channels.
+macro_rules! with_lanes {
+    ($channels:expr, $kernel:ident::<$T:ty>($($argument:expr),* $(,)?)) => {
+        match $channels {
+            c if c % 16 == 0 => $kernel::<$T, 16>($($argument),*),
+            c if c % 4 == 0 => $kernel::<$T, 4>($($argument),*),
+            _ => $kernel::<$T, 1>($($argument),*),
+        }
+    };
+}
+pub(super) use with_lanes;
+
+/// The numbers as groups of W.
+#[inline(always)]
+pub fn lanes<T, const W: usize>(x: &[T]) -> &[[T; W]] {
+    x.as_chunks::<W>().0
+}
+
+/// The numbers as groups of W.
+#[inline(always)]
+pub fn lanes_mut<T, const W: usize>(x: &mut [T]) -> &mut [[T; W]] {
+    x.as_chunks_mut::<W>().0
+}
+
+/// a x + y, lane by lane.
+#[inline(always)]
+pub fn axpy<T: Real, const W: usize>(a: T, x: &[T; W], y: &[T; W]) -> [T; W] {
+    let mut out = [T::ZERO; W];
+    for i in 0..W {
+        out[i] = a.mul_add(x[i], y[i]);
+    }
+    out
+}
+
+/// a x, lane by lane.
+#[inline(always)]
+pub fn scaled<T: Real, const W: usize>(a: T, x: &[T; W]) -> [T; W] {
+    let mut out = [T::ZERO; W];
+    for i in 0..W {
+        out[i] = a * x[i];
+    }
+    out
+}
+
+/// x y, lane by lane.
+#[inline(always)]
+pub fn product<T: Real, const W: usize>(x: &[T; W], y: &[T; W]) -> [T; W] {
+    let mut out = [T::ZERO; W];
+    for i in 0..W {
+        out[i] = x[i] * y[i];
+    }
+    out
+}
+
+/// x y + z, lane by lane.
+#[inline(always)]
+pub fn product_plus<T: Real, const W: usize>(x: &[T; W], y: &[T; W], z: &[T; W]) -> [T; W] {
+    let mut out = [T::ZERO; W];
+    for i in 0..W {
+        out[i] = x[i].mul_add(y[i], z[i]);
+    }
+    out
+}
+
 /// Numbers summed side by side before they are added up: a fixed order that still vectorises.
 pub const LANES: usize = 16;
 
@@ -192,8 +257,8 @@ pub fn sum<T: Real>(a: &[T]) -> T {
 
 /// Adds up lanes pairwise.
 #[inline(always)]
-pub fn add_lanes<T: Real>(mut lanes: [T; LANES]) -> T {
-    let mut width = LANES / 2;
+pub fn add_lanes<T: Real, const W: usize>(mut lanes: [T; W]) -> T {
+    let mut width = W / 2;
     while width > 0 {
         for i in 0..width {
             lanes[i] = lanes[i] + lanes[i + width];

@@ -3,153 +3,187 @@
 //! The torque on an edge's frame is summed here (see `nn::op`): generators are antisymmetric, so
 //! each pair of rows is visited once.
 
-use super::real::{LANES, Real, add_lanes, dot, vectorised};
+use super::real::{
+    Real, add_lanes, axpy, lanes, lanes_mut, product, product_plus, scaled, vectorised, with_lanes,
+};
 use super::run::{Frame, Run, SUMS, Tile};
 use crate::nn::Buf;
 use crate::so3::Layout;
 use crate::so3::wigner::GeneratorEntry;
 
-/// write(c, sum_k coefficient(k) row(k)\[c\]) for all channels.
+/// One antisymmetric pair of a generator: `value (x[row] y[column] - x[column] y[row])`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GeneratorPair<T> {
+    axis: usize,
+    row: usize,
+    column: usize,
+    value: T,
+}
+
+/// The pairs of all generators.
+pub(super) fn generator_pairs<T: Real>(entries: &[GeneratorEntry]) -> Vec<GeneratorPair<T>> {
+    entries
+        .iter()
+        .filter(|g| g.row < g.column)
+        .map(|g| GeneratorPair {
+            axis: g.axis,
+            row: g.row,
+            column: g.column,
+            value: T::from_f64(g.value),
+        })
+        .collect()
+}
+
+/// sum_k coefficient\[k stride\] x\[k\] over N rows held in registers.
 #[inline(always)]
-fn sum_rows<'a, T: Real>(
-    count: usize,
-    channels: usize,
-    coefficient: impl Fn(usize) -> T,
-    row: impl Fn(usize) -> &'a [T],
-    mut write: impl FnMut(usize, T),
+fn combine<T: Real, const W: usize, const N: usize>(
+    coefficients: &[T],
+    stride: usize,
+    x: &[[T; W]; N],
+) -> [T; W] {
+    let mut sum = scaled(coefficients[0], &x[0]);
+    for k in 1..N {
+        sum = axpy(coefficients[k * stride], &x[k], &sum);
+    }
+    sum
+}
+
+/// A block D of `rows` x N applied to N input rows, one group of channels at a time.
+/// `forward`: out\[r\] = sum_k D\[r\]\[k\] x\[k\]; otherwise `rows` is N and D^T is applied to
+/// inputs that are its rows.
+#[inline(always)]
+fn apply_block<T: Real, const W: usize, const N: usize>(
+    d: &[T],
+    groups: usize,
+    outputs: usize,
+    (output_stride, input_stride): (usize, usize),
+    read: impl Fn(usize, usize) -> [T; W],
+    mut write: impl FnMut(usize, usize, [T; W]),
 ) {
-    #[inline(always)]
-    fn fixed<'a, T: Real, const K: usize>(
-        channels: usize,
-        coefficient: impl Fn(usize) -> T,
-        row: impl Fn(usize) -> &'a [T],
-        mut write: impl FnMut(usize, T),
-    ) {
-        let w: [T; K] = std::array::from_fn(&coefficient);
-        let rows: [&[T]; K] = std::array::from_fn(|k| &row(k)[..channels]);
-        for c in 0..channels {
-            let mut s = w[0] * rows[0][c];
-            for k in 1..K {
-                s = w[k].mul_add(rows[k][c], s);
-            }
-            write(c, s);
+    for g in 0..groups {
+        let mut x = [[T::ZERO; W]; N];
+        for (k, x) in x.iter_mut().enumerate() {
+            *x = read(k, g);
         }
-    }
-    match count {
-        1 => fixed::<T, 1>(channels, coefficient, row, write),
-        3 => fixed::<T, 3>(channels, coefficient, row, write),
-        5 => fixed::<T, 5>(channels, coefficient, row, write),
-        7 => fixed::<T, 7>(channels, coefficient, row, write),
-        9 => fixed::<T, 9>(channels, coefficient, row, write),
-        _ => {
-            for c in 0..channels {
-                let mut s = T::ZERO;
-                for k in 0..count {
-                    s = coefficient(k).mul_add(row(k)[c], s);
-                }
-                write(c, s);
-            }
+        for r in 0..outputs {
+            write(r, g, combine(&d[r * output_stride..], input_stride, &x));
         }
     }
 }
 
-/// The blocks of a packed Wigner matrix: degree, rows, entries.
+/// The same for any number of inputs.
 #[inline(always)]
-fn blocks<'a, T>(
-    layout: &'a Layout,
-    wigner: &'a [T],
-) -> impl Iterator<Item = (usize, usize, &'a [T])> {
-    (0..=layout.lmax).map(move |l| {
-        let kept = l.min(layout.mmax);
-        let rows = 2 * kept + 1;
-        (
-            l,
-            kept,
-            &wigner[layout.wigner_offset[l]..][..rows * (2 * l + 1)],
-        )
-    })
+fn apply_block_any<T: Real, const W: usize>(
+    d: &[T],
+    groups: usize,
+    (outputs, inputs): (usize, usize),
+    (output_stride, input_stride): (usize, usize),
+    read: impl Fn(usize, usize) -> [T; W],
+    mut write: impl FnMut(usize, usize, [T; W]),
+) {
+    for g in 0..groups {
+        for r in 0..outputs {
+            let mut sum = [T::ZERO; W];
+            for k in 0..inputs {
+                sum = axpy(d[r * output_stride + k * input_stride], &read(k, g), &sum);
+            }
+            write(r, g, sum);
+        }
+    }
 }
 
-/// D x: atom rows in, `write(edge row, channel, value)` out.
+macro_rules! apply_block_sized {
+    ($inputs:expr, $d:expr, $groups:expr, $outputs:expr, $strides:expr, $read:expr, $write:expr) => {
+        match $inputs {
+            3 => apply_block::<T, W, 3>($d, $groups, $outputs, $strides, $read, $write),
+            5 => apply_block::<T, W, 5>($d, $groups, $outputs, $strides, $read, $write),
+            7 => apply_block::<T, W, 7>($d, $groups, $outputs, $strides, $read, $write),
+            9 => apply_block::<T, W, 9>($d, $groups, $outputs, $strides, $read, $write),
+            n => apply_block_any::<T, W>($d, $groups, ($outputs, n), $strides, $read, $write),
+        }
+    };
+}
+
+/// D x: `read(atom row, group)` in, `write(edge row, group, values)` out.
 #[inline(always)]
-fn rotate_in<T: Real>(
+fn rotate_in<T: Real, const W: usize>(
     layout: &Layout,
     wigner: &[T],
-    channels: usize,
-    x: &[T],
-    mut write: impl FnMut(usize, usize, T),
+    groups: usize,
+    read: impl Fn(usize, usize) -> [T; W],
+    mut write: impl FnMut(usize, usize, [T; W]),
 ) {
-    for (l, kept, d) in blocks(layout, wigner) {
+    for g in 0..groups {
+        write(0, g, read(0, g));
+    }
+    for l in 1..=layout.lmax {
+        let rows = &layout.degree_rows[l];
         let n = 2 * l + 1;
-        let x = &x[l * l * channels..][..n * channels];
-        for (r, d) in d.chunks_exact(n).enumerate() {
-            let edge_row = layout.edge_row(l, r as isize - kept as isize);
-            sum_rows(
-                n,
-                channels,
-                #[inline(always)]
-                |k| d[k],
-                #[inline(always)]
-                |k| &x[k * channels..],
-                #[inline(always)]
-                |c, s| write(edge_row, c, s),
-            );
-        }
+        let d = &wigner[layout.wigner_offset[l]..][..rows.len() * n];
+        apply_block_sized!(
+            n,
+            d,
+            groups,
+            rows.len(),
+            (n, 1),
+            #[inline(always)]
+            |k, g| read(l * l + k, g),
+            #[inline(always)]
+            |r, g, values| write(rows[r], g, values)
+        );
     }
 }
 
-/// D^T q: edge rows in, `write(atom row, channel, value)` out.
+/// D^T q: `read(edge row, group)` in, `write(atom row, group, values)` out.
 #[inline(always)]
-fn rotate_out<T: Real>(
+fn rotate_out<T: Real, const W: usize>(
     layout: &Layout,
     wigner: &[T],
-    channels: usize,
-    q: &[T],
-    mut write: impl FnMut(usize, usize, T),
+    groups: usize,
+    read: impl Fn(usize, usize) -> [T; W],
+    mut write: impl FnMut(usize, usize, [T; W]),
 ) {
-    for (l, kept, d) in blocks(layout, wigner) {
+    for g in 0..groups {
+        write(0, g, read(0, g));
+    }
+    for l in 1..=layout.lmax {
+        let rows = &layout.degree_rows[l];
         let n = 2 * l + 1;
-        for j in 0..n {
-            sum_rows(
-                2 * kept + 1,
-                channels,
-                #[inline(always)]
-                |r| d[r * n + j],
-                #[inline(always)]
-                |r| &q[layout.edge_row(l, r as isize - kept as isize) * channels..],
-                #[inline(always)]
-                |c, s| write(l * l + j, c, s),
-            );
-        }
+        let d = &wigner[layout.wigner_offset[l]..][..rows.len() * n];
+        apply_block_sized!(
+            rows.len(),
+            d,
+            groups,
+            n,
+            (1, n),
+            #[inline(always)]
+            |k, g| read(rows[k], g),
+            #[inline(always)]
+            |r, g, values| write(l * l + r, g, values)
+        );
     }
 }
 
-/// Adds sum_c a^T G_k b for the three axes; `a`, `b` give rows of equal length.
+/// Adds sum_c a^T G_k b for the three axes.
 #[inline(always)]
-fn add_torque<'a, T: Real>(
-    generators: &[GeneratorEntry],
-    a: impl Fn(usize) -> &'a [T],
-    b: impl Fn(usize) -> &'a [T],
-    lanes: &mut [[T; LANES]; 3],
+fn add_torque<T: Real, const W: usize>(
+    generators: &[GeneratorPair<T>],
+    groups: usize,
+    a: impl Fn(usize, usize) -> [T; W],
+    b: impl Fn(usize, usize) -> [T; W],
+    torque: &mut [[T; W]; 3],
 ) {
-    for g in generators.iter().filter(|g| g.row < g.column) {
-        let value = T::from_f64(g.value);
-        let (a0, a1, b0, b1) = (a(g.row), a(g.column), b(g.row), b(g.column));
-        let lanes = &mut lanes[g.axis];
-        let (a0, a0_rest) = a0.as_chunks::<LANES>();
-        let (a1, a1_rest) = a1.as_chunks::<LANES>();
-        let (b0, b0_rest) = b0.as_chunks::<LANES>();
-        let (b1, b1_rest) = b1.as_chunks::<LANES>();
-        for (((a0, a1), b0), b1) in a0.iter().zip(a1).zip(b0).zip(b1) {
-            for i in 0..LANES {
-                let t = a0[i] * b1[i] - a1[i] * b0[i];
-                lanes[i] = value.mul_add(t, lanes[i]);
+    for pair in generators {
+        let mut sum = torque[pair.axis];
+        for g in 0..groups {
+            let mut t = product(&a(pair.row, g), &b(pair.column, g));
+            let minus = product(&a(pair.column, g), &b(pair.row, g));
+            for i in 0..W {
+                t[i] -= minus[i];
             }
+            sum = axpy(pair.value, &t, &sum);
         }
-        for i in 0..a0_rest.len() {
-            let t = a0_rest[i] * b1_rest[i] - a1_rest[i] * b0_rest[i];
-            lanes[i] = value.mul_add(t, lanes[i]);
-        }
+        torque[pair.axis] = sum;
     }
 }
 
@@ -162,141 +196,179 @@ pub(super) fn gather<T: Real>(
     radial: Buf,
     out: Buf,
 ) {
-    let (layout, channels) = (run.layout, run.program.channels);
-    let (stride, width) = (layout.rows * channels, run.program.width(out));
-    let radial_width = run.program.width(radial);
-    let geometry = &run.geometry;
     let y = frame.take(out);
+    let radial_width = run.program.width(radial);
     let radial = run.value(frame, tile, radial);
     let x = &run.arena.values[x.0];
     vectorised(
         #[inline(always)]
         || {
-            for (i, e) in tile.rows.clone().enumerate() {
-                let y = &mut y[i * width..][..width];
-                let radial = &radial[i * radial_width..][..radial_width];
-                let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
-                for (half, atom) in [geometry.source[e], geometry.target[e]]
-                    .into_iter()
-                    .enumerate()
-                {
-                    let x = &x[atom as usize * stride..][..stride];
-                    for (l, kept, d) in blocks(layout, wigner) {
-                        let n = 2 * l + 1;
-                        let x = &x[l * l * channels..][..n * channels];
-                        for (r, d) in d.chunks_exact(n).enumerate() {
-                            let row = layout.edge_row(l, r as isize - kept as isize);
-                            let scale = &radial[(2 * layout.radial_row[row] + half) * channels..]
-                                [..channels];
-                            let y = &mut y[(2 * row + half) * channels..][..channels];
-                            sum_rows(
-                                n,
-                                channels,
-                                #[inline(always)]
-                                |k| d[k],
-                                #[inline(always)]
-                                |k| &x[k * channels..],
-                                #[inline(always)]
-                                |c, s| y[c] = s * scale[c],
-                            );
-                        }
-                    }
-                }
-            }
+            with_lanes!(
+                run.program.channels,
+                gather_lanes::<T>(run, tile, x, radial, radial_width, y)
+            )
         },
     );
     frame.put(out, y);
 }
 
+#[inline(always)]
+fn gather_lanes<T: Real, const W: usize>(
+    run: &Run<T>,
+    tile: &Tile,
+    x: &[T],
+    radial: &[T],
+    radial_width: usize,
+    y: &mut [T],
+) {
+    let (layout, geometry) = (run.layout, &run.geometry);
+    let groups = run.program.channels / W;
+    let (stride, width) = (layout.rows * groups, 2 * layout.edge_rows * groups);
+    let (x, radial, y) = (
+        lanes::<T, W>(x),
+        lanes::<T, W>(radial),
+        lanes_mut::<T, W>(y),
+    );
+    let radial_width = radial_width / W;
+    for (i, e) in tile.rows.clone().enumerate() {
+        let y = &mut y[i * width..][..width];
+        let radial = &radial[i * radial_width..][..radial_width];
+        let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
+        for half in 0..2 {
+            let atom = if half == 0 {
+                geometry.source[e]
+            } else {
+                geometry.target[e]
+            };
+            let x = &x[atom as usize * stride..][..stride];
+            rotate_in(
+                layout,
+                wigner,
+                groups,
+                #[inline(always)]
+                |row, g| x[row * groups + g],
+                #[inline(always)]
+                |row, g, values| {
+                    let scale = &radial[(2 * layout.radial_row[row] + half) * groups + g];
+                    y[(2 * row + half) * groups + g] = product(&values, scale);
+                },
+            );
+        }
+    }
+}
+
 /// Edge half of the gradient: radial gradient, gathered gradient D^T q_bar, torque.
-#[allow(clippy::too_many_arguments)]
 pub(super) fn gather_backward<T: Real>(
     run: &Run<T>,
     tile: &Tile,
     values: &Frame<T>,
     frame: &mut Frame<T>,
-    x: Buf,
-    radial: Buf,
-    gradient: Buf,
-    out: Buf,
+    [x, radial, gradient, out]: [Buf; 4],
 ) {
-    let (layout, channels) = (run.layout, run.program.channels);
-    let wide = 2 * channels;
-    let (stride, width) = (layout.rows * channels, run.program.width(out));
-    let radial_width = run.program.width(radial);
-    let gradient_width = run.program.width(gradient);
-    let geometry = &run.geometry;
-    let radial_value = run.value(values, tile, radial);
-    let x = &run.arena.values[x.0];
-    let y_bar = frame.take(out);
-    let radial_bar = frame.take(radial);
-    let n_bar = frame.take(gradient);
-    let sums = frame
-        .sums
-        .as_deref_mut()
-        .expect("edge segments carry the sums");
+    let buffers = GatherBackward {
+        x: &run.arena.values[x.0],
+        radial: run.value(values, tile, radial),
+        radial_width: run.program.width(radial),
+        y_bar: frame.take(out),
+        radial_bar: frame.take(radial),
+        n_bar: frame.take(gradient),
+        sums: frame.sums.take().expect("edge segments carry the sums"),
+    };
+    let mut buffers = buffers;
     vectorised(
         #[inline(always)]
         || {
-            let mut q = vec![T::ZERO; width];
-            for (i, e) in tile.rows.clone().enumerate() {
-                let y_bar = &y_bar[i * width..][..width];
-                let radial = &radial_value[i * radial_width..][..radial_width];
-                let radial_bar = &mut radial_bar[i * radial_width..][..radial_width];
-                let n_bar = &mut n_bar[i * gradient_width..][..gradient_width];
-                let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
-                let halves = [geometry.source[e], geometry.target[e]]
-                    .map(|atom| &x[atom as usize * stride..][..stride]);
-                for (half, x) in halves.into_iter().enumerate() {
-                    rotate_in(
-                        layout,
-                        wigner,
-                        channels,
-                        x,
-                        #[inline(always)]
-                        |row, c, s| q[(2 * row + half) * channels + c] = s,
-                    );
-                }
-                radial_bar.fill(T::ZERO);
-                for row in 0..layout.edge_rows {
-                    let shared = layout.radial_row[row] * wide;
-                    let q = &mut q[row * wide..][..wide];
-                    let y_bar = &y_bar[row * wide..][..wide];
-                    let radial = &radial[shared..][..wide];
-                    let radial_bar = &mut radial_bar[shared..][..wide];
-                    for c in 0..wide {
-                        radial_bar[c] = y_bar[c].mul_add(q[c], radial_bar[c]);
-                        q[c] = y_bar[c] * radial[c];
-                    }
-                }
-                rotate_out(
-                    layout,
-                    wigner,
-                    wide,
-                    &q,
-                    #[inline(always)]
-                    |row, c, s| n_bar[row * wide + c] = s,
-                );
-                let mut lanes = [[T::ZERO; LANES]; 3];
-                for (half, x) in halves.into_iter().enumerate() {
-                    add_torque(
-                        run.generators,
-                        #[inline(always)]
-                        |row| &n_bar[(2 * row + half) * channels..][..channels],
-                        #[inline(always)]
-                        |row| &x[row * channels..][..channels],
-                        &mut lanes,
-                    );
-                }
-                for (k, lanes) in lanes.into_iter().enumerate() {
-                    sums[i * SUMS + 2 + k] += add_lanes(lanes);
-                }
-            }
+            with_lanes!(
+                run.program.channels,
+                gather_backward_lanes::<T>(run, tile, &mut buffers)
+            )
         },
     );
-    frame.put(gradient, n_bar);
-    frame.put(radial, radial_bar);
-    frame.put(out, y_bar);
+    frame.sums = Some(buffers.sums);
+    frame.put(gradient, buffers.n_bar);
+    frame.put(radial, buffers.radial_bar);
+    frame.put(out, buffers.y_bar);
+}
+
+struct GatherBackward<'v, 'f, T> {
+    x: &'v [T],
+    radial: &'v [T],
+    radial_width: usize,
+    y_bar: &'f mut [T],
+    radial_bar: &'f mut [T],
+    n_bar: &'f mut [T],
+    sums: &'f mut [T],
+}
+
+#[inline(always)]
+fn gather_backward_lanes<T: Real, const W: usize>(
+    run: &Run<T>,
+    tile: &Tile,
+    buffers: &mut GatherBackward<T>,
+) {
+    let (layout, geometry) = (run.layout, &run.geometry);
+    let groups = run.program.channels / W;
+    let (stride, width) = (layout.rows * groups, 2 * layout.edge_rows * groups);
+    let n_width = 2 * layout.rows * groups;
+    let radial_width = buffers.radial_width / W;
+    let x = lanes::<T, W>(buffers.x);
+    let radial = lanes::<T, W>(buffers.radial);
+    let y_bar = lanes::<T, W>(buffers.y_bar);
+    let radial_bar = lanes_mut::<T, W>(buffers.radial_bar);
+    let n_bar = lanes_mut::<T, W>(buffers.n_bar);
+    let mut q = vec![[T::ZERO; W]; width];
+    for (i, e) in tile.rows.clone().enumerate() {
+        let y_bar = &y_bar[i * width..][..width];
+        let radial = &radial[i * radial_width..][..radial_width];
+        let radial_bar = &mut radial_bar[i * radial_width..][..radial_width];
+        let n_bar = &mut n_bar[i * n_width..][..n_width];
+        let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
+        let source = &x[geometry.source[e] as usize * stride..][..stride];
+        let target = &x[geometry.target[e] as usize * stride..][..stride];
+        radial_bar.fill([T::ZERO; W]);
+        for half in 0..2 {
+            let x = if half == 0 { source } else { target };
+            rotate_in(
+                layout,
+                wigner,
+                groups,
+                #[inline(always)]
+                |row, g| x[row * groups + g],
+                #[inline(always)]
+                |row, g, values| {
+                    let at = (2 * row + half) * groups + g;
+                    let shared = (2 * layout.radial_row[row] + half) * groups + g;
+                    radial_bar[shared] = product_plus(&y_bar[at], &values, &radial_bar[shared]);
+                    q[at] = product(&y_bar[at], &radial[shared]);
+                },
+            );
+        }
+        rotate_out(
+            layout,
+            wigner,
+            2 * groups,
+            #[inline(always)]
+            |row, g| q[row * 2 * groups + g],
+            #[inline(always)]
+            |row, g, values| n_bar[row * 2 * groups + g] = values,
+        );
+        let mut torque = [[T::ZERO; W]; 3];
+        for half in 0..2 {
+            let x = if half == 0 { source } else { target };
+            add_torque(
+                run.generators,
+                groups,
+                #[inline(always)]
+                |row, g| n_bar[(2 * row + half) * groups + g],
+                #[inline(always)]
+                |row, g| x[row * groups + g],
+                &mut torque,
+            );
+        }
+        for k in 0..3 {
+            buffers.sums[i * SUMS + 2 + k] += add_lanes(torque[k]);
+        }
+    }
 }
 
 /// Atom half: adds what was gathered from each atom, as a target and as a source.
@@ -307,36 +379,58 @@ pub(super) fn gather_add_up<T: Real>(
     x: Buf,
     gradient: Buf,
 ) {
-    let (rows, channels) = (run.layout.rows, run.program.channels);
-    let width = run.program.width(gradient);
-    let geometry = &run.geometry;
     let n_bar = &run.arena.gradients[gradient.0];
     let x_bar = frame.take(x);
     vectorised(
         #[inline(always)]
         || {
-            let mut add = |i: usize, e: usize, half: usize| {
-                let n_bar = &n_bar[e * width..][..width];
-                let x_bar = &mut x_bar[i * rows * channels..][..rows * channels];
-                for row in 0..rows {
-                    let n_bar = &n_bar[(2 * row + half) * channels..][..channels];
-                    let x_bar = &mut x_bar[row * channels..][..channels];
-                    for c in 0..channels {
-                        x_bar[c] += n_bar[c];
-                    }
-                }
-            };
-            for (i, atom) in tile.rows.clone().enumerate() {
-                for e in geometry.target_start[atom]..geometry.target_start[atom + 1] {
-                    add(i, e as usize, 1);
-                }
-                for k in geometry.source_start[atom]..geometry.source_start[atom + 1] {
-                    add(i, geometry.outgoing[k as usize] as usize, 0);
-                }
-            }
+            with_lanes!(
+                run.program.channels,
+                add_up_lanes::<T>(run, tile, n_bar, x_bar)
+            )
         },
     );
     frame.put(x, x_bar);
+}
+
+#[inline(always)]
+fn add_up_lanes<T: Real, const W: usize>(run: &Run<T>, tile: &Tile, n_bar: &[T], x_bar: &mut [T]) {
+    let geometry = &run.geometry;
+    let groups = run.program.channels / W;
+    let rows = run.layout.rows;
+    let n_bar = lanes::<T, W>(n_bar);
+    let x_bar = lanes_mut::<T, W>(x_bar);
+    for (i, atom) in tile.rows.clone().enumerate() {
+        let x_bar = &mut x_bar[i * rows * groups..][..rows * groups];
+        let incoming = geometry.target_start[atom]..geometry.target_start[atom + 1];
+        let outgoing =
+            geometry.source_start[atom] as usize..geometry.source_start[atom + 1] as usize;
+        for e in incoming {
+            add_edge(rows, groups, n_bar, e as usize, 1, x_bar);
+        }
+        for &e in &geometry.outgoing[outgoing] {
+            add_edge(rows, groups, n_bar, e as usize, 0, x_bar);
+        }
+    }
+}
+
+/// Adds the half of one edge's gathered gradient that belongs to an atom.
+#[inline(always)]
+fn add_edge<T: Real, const W: usize>(
+    rows: usize,
+    groups: usize,
+    n_bar: &[[T; W]],
+    e: usize,
+    half: usize,
+    x_bar: &mut [[T; W]],
+) {
+    let n_bar = &n_bar[e * 2 * rows * groups..][..2 * rows * groups];
+    for row in 0..rows {
+        for g in 0..groups {
+            let at = row * groups + g;
+            x_bar[at] = axpy(T::ONE, &n_bar[(2 * row + half) * groups + g], &x_bar[at]);
+        }
+    }
 }
 
 /// See [`Op::RotateScatter`](crate::nn::Op::RotateScatter).
@@ -348,35 +442,48 @@ pub(super) fn scatter<T: Real>(
     x: Buf,
     out: Buf,
 ) {
-    let (layout, channels) = (run.layout, run.program.channels);
-    let (stride, width) = (layout.rows * channels, run.program.width(message));
-    let geometry = &run.geometry;
     let y = frame.take(out);
     y.copy_from_slice(run.value(frame, tile, x));
     let message = &run.arena.values[message.0];
     vectorised(
         #[inline(always)]
         || {
-            for (y, atom) in y.chunks_exact_mut(stride).zip(tile.rows.clone()) {
-                for e in geometry.target_start[atom]..geometry.target_start[atom + 1] {
-                    let e = e as usize;
-                    let p = geometry.envelope[e];
-                    rotate_out(
-                        layout,
-                        &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len],
-                        channels,
-                        &message[e * width..][..width],
-                        #[inline(always)]
-                        |row, c, s| {
-                            let y = &mut y[row * channels + c];
-                            *y = p.mul_add(s, *y);
-                        },
-                    );
-                }
-            }
+            with_lanes!(
+                run.program.channels,
+                scatter_lanes::<T>(run, tile, message, y)
+            )
         },
     );
     frame.put(out, y);
+}
+
+#[inline(always)]
+fn scatter_lanes<T: Real, const W: usize>(run: &Run<T>, tile: &Tile, message: &[T], y: &mut [T]) {
+    let (layout, geometry) = (run.layout, &run.geometry);
+    let groups = run.program.channels / W;
+    let (stride, width) = (layout.rows * groups, layout.edge_rows * groups);
+    let message = lanes::<T, W>(message);
+    let y = lanes_mut::<T, W>(y);
+    for (i, atom) in tile.rows.clone().enumerate() {
+        let y = &mut y[i * stride..][..stride];
+        for e in geometry.target_start[atom]..geometry.target_start[atom + 1] {
+            let e = e as usize;
+            let p = geometry.envelope[e];
+            let message = &message[e * width..][..width];
+            rotate_out(
+                layout,
+                &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len],
+                groups,
+                #[inline(always)]
+                |row, g| message[row * groups + g],
+                #[inline(always)]
+                |row, g, values| {
+                    let y = &mut y[row * groups + g];
+                    *y = axpy(p, &values, y);
+                },
+            );
+        }
+    }
 }
 
 /// Edge half of the gradient of scattering: the message's gradient, dE/dp, torque.
@@ -388,12 +495,9 @@ pub(super) fn scatter_backward<T: Real>(
     message: Buf,
     out: Buf,
 ) {
-    let (layout, channels) = (run.layout, run.program.channels);
-    let (stride, width) = (layout.rows * channels, run.program.width(message));
-    let geometry = &run.geometry;
     let y_bar = &run.arena.gradients[out.0];
-    let message_value = run.value(values, tile, message);
-    let message_bar = frame.take(message);
+    let value = run.value(values, tile, message);
+    let bar = frame.take(message);
     let sums = frame
         .sums
         .as_deref_mut()
@@ -401,78 +505,94 @@ pub(super) fn scatter_backward<T: Real>(
     vectorised(
         #[inline(always)]
         || {
-            let mut unrotated = vec![T::ZERO; stride];
-            for (i, e) in tile.rows.clone().enumerate() {
-                let y_bar = &y_bar[geometry.target[e] as usize * stride..][..stride];
-                let k = &message_value[i * width..][..width];
-                let k_bar = &mut message_bar[i * width..][..width];
-                let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
-                let p = geometry.envelope[e];
-                rotate_in(
-                    layout,
-                    wigner,
-                    channels,
-                    y_bar,
-                    #[inline(always)]
-                    |row, c, s| k_bar[row * channels + c] = s,
-                );
-                sums[i * SUMS + 1] += dot(k_bar, k);
-                for k_bar in k_bar.iter_mut() {
-                    *k_bar *= p;
-                }
-                rotate_out(
-                    layout,
-                    wigner,
-                    channels,
-                    k,
-                    #[inline(always)]
-                    |row, c, s| unrotated[row * channels + c] = s,
-                );
-                subtract_torque(
-                    run.generators,
-                    channels,
-                    y_bar,
-                    &unrotated,
-                    p,
-                    &mut sums[i * SUMS + 2..],
-                );
-            }
+            with_lanes!(
+                run.program.channels,
+                scatter_backward_lanes::<T>(run, tile, y_bar, value, bar, sums)
+            )
         },
     );
-    frame.put(message, message_bar);
+    frame.put(message, bar);
+}
+
+#[inline(always)]
+fn scatter_backward_lanes<T: Real, const W: usize>(
+    run: &Run<T>,
+    tile: &Tile,
+    y_bar: &[T],
+    message: &[T],
+    message_bar: &mut [T],
+    sums: &mut [T],
+) {
+    let (layout, geometry) = (run.layout, &run.geometry);
+    let groups = run.program.channels / W;
+    let (stride, width) = (layout.rows * groups, layout.edge_rows * groups);
+    let y_bar = lanes::<T, W>(y_bar);
+    let message = lanes::<T, W>(message);
+    let message_bar = lanes_mut::<T, W>(message_bar);
+    let mut unrotated = vec![[T::ZERO; W]; stride];
+    for (i, e) in tile.rows.clone().enumerate() {
+        let y_bar = &y_bar[geometry.target[e] as usize * stride..][..stride];
+        let k = &message[i * width..][..width];
+        let k_bar = &mut message_bar[i * width..][..width];
+        let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
+        let p = geometry.envelope[e];
+        let mut along = [T::ZERO; W];
+        rotate_in(
+            layout,
+            wigner,
+            groups,
+            #[inline(always)]
+            |row, g| y_bar[row * groups + g],
+            #[inline(always)]
+            |row, g, values| {
+                along = product_plus(&values, &k[row * groups + g], &along);
+                k_bar[row * groups + g] = scaled(p, &values);
+            },
+        );
+        sums[i * SUMS + 1] += add_lanes(along);
+        rotate_out(
+            layout,
+            wigner,
+            groups,
+            #[inline(always)]
+            |row, g| k[row * groups + g],
+            #[inline(always)]
+            |row, g, values| unrotated[row * groups + g] = values,
+        );
+        subtract_torque(run, groups, y_bar, &unrotated, p, &mut sums[i * SUMS + 2..]);
+    }
 }
 
 /// torque -= p a^T G b.
 #[inline(always)]
-fn subtract_torque<T: Real>(
-    generators: &[GeneratorEntry],
-    channels: usize,
-    a: &[T],
-    b: &[T],
+fn subtract_torque<T: Real, const W: usize>(
+    run: &Run<T>,
+    groups: usize,
+    a: &[[T; W]],
+    b: &[[T; W]],
     p: T,
-    torque: &mut [T],
+    sums: &mut [T],
 ) {
-    let mut lanes = [[T::ZERO; LANES]; 3];
+    let mut torque = [[T::ZERO; W]; 3];
     add_torque(
-        generators,
+        run.generators,
+        groups,
         #[inline(always)]
-        |row| &a[row * channels..][..channels],
+        |row, g| a[row * groups + g],
         #[inline(always)]
-        |row| &b[row * channels..][..channels],
-        &mut lanes,
+        |row, g| b[row * groups + g],
+        &mut torque,
     );
-    for (torque, lanes) in torque.iter_mut().zip(lanes) {
-        *torque -= p * add_lanes(lanes);
+    for k in 0..3 {
+        sums[k] -= p * add_lanes(torque[k]);
     }
 }
 
-/// The m = 0 row of each degree of a packed Wigner matrix.
+/// The m = 0 row of degree l in a packed Wigner matrix.
 #[inline(always)]
-fn polar_rows<'a, T>(
-    layout: &'a Layout,
-    wigner: &'a [T],
-) -> impl Iterator<Item = (usize, &'a [T])> {
-    blocks(layout, wigner).map(|(l, kept, d)| (l, &d[kept * (2 * l + 1)..][..2 * l + 1]))
+fn polar_row<'a, T>(layout: &Layout, wigner: &'a [T], l: usize) -> &'a [T] {
+    let kept = l.min(layout.mmax);
+    &wigner[layout.wigner_offset[l] + kept * (2 * l + 1)..][..2 * l + 1]
 }
 
 /// See [`Op::ScatterRadial`](crate::nn::Op::ScatterRadial).
@@ -485,36 +605,54 @@ pub(super) fn scatter_radial<T: Real>(
     scale: f64,
     out: Buf,
 ) {
-    let (layout, channels) = (run.layout, run.program.channels);
-    let (stride, width) = (layout.rows * channels, run.program.width(radial));
-    let geometry = &run.geometry;
     let y = frame.take(out);
     y.copy_from_slice(run.value(frame, tile, x));
     let radial = &run.arena.values[radial.0];
+    let scale = T::from_f64(scale);
     vectorised(
         #[inline(always)]
         || {
-            for (y, atom) in y.chunks_exact_mut(stride).zip(tile.rows.clone()) {
-                for e in geometry.target_start[atom]..geometry.target_start[atom + 1] {
-                    let e = e as usize;
-                    let p = T::from_f64(scale) * geometry.envelope[e];
-                    let radial = &radial[e * width..][..width];
-                    let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
-                    for (l, d) in polar_rows(layout, wigner) {
-                        let radial = &radial[l * channels..][..channels];
-                        for (j, &d) in d.iter().enumerate() {
-                            let y = &mut y[(l * l + j) * channels..][..channels];
-                            let factor = p * d;
-                            for c in 0..channels {
-                                y[c] = factor.mul_add(radial[c], y[c]);
-                            }
-                        }
-                    }
-                }
-            }
+            with_lanes!(
+                run.program.channels,
+                scatter_radial_lanes::<T>(run, tile, radial, scale, y)
+            )
         },
     );
     frame.put(out, y);
+}
+
+#[inline(always)]
+fn scatter_radial_lanes<T: Real, const W: usize>(
+    run: &Run<T>,
+    tile: &Tile,
+    radial: &[T],
+    scale: T,
+    y: &mut [T],
+) {
+    let (layout, geometry) = (run.layout, &run.geometry);
+    let groups = run.program.channels / W;
+    let (stride, width) = (layout.rows * groups, (layout.lmax + 1) * groups);
+    let radial = lanes::<T, W>(radial);
+    let y = lanes_mut::<T, W>(y);
+    for (i, atom) in tile.rows.clone().enumerate() {
+        let y = &mut y[i * stride..][..stride];
+        for e in geometry.target_start[atom]..geometry.target_start[atom + 1] {
+            let e = e as usize;
+            let p = scale * geometry.envelope[e];
+            let radial = &radial[e * width..][..width];
+            let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
+            for l in 0..=layout.lmax {
+                let d = polar_row(layout, wigner, l);
+                for j in 0..2 * l + 1 {
+                    let factor = p * d[j];
+                    for g in 0..groups {
+                        let y = &mut y[(l * l + j) * groups + g];
+                        *y = axpy(factor, &radial[l * groups + g], y);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Edge half of its gradient.
@@ -527,12 +665,9 @@ pub(super) fn scatter_radial_backward<T: Real>(
     scale: f64,
     out: Buf,
 ) {
-    let (layout, channels) = (run.layout, run.program.channels);
-    let (stride, width) = (layout.rows * channels, run.program.width(radial));
-    let geometry = &run.geometry;
     let y_bar = &run.arena.gradients[out.0];
-    let radial_value = run.value(values, tile, radial);
-    let radial_bar = frame.take(radial);
+    let value = run.value(values, tile, radial);
+    let bar = frame.take(radial);
     let sums = frame
         .sums
         .as_deref_mut()
@@ -541,48 +676,53 @@ pub(super) fn scatter_radial_backward<T: Real>(
     vectorised(
         #[inline(always)]
         || {
-            let mut unrotated = vec![T::ZERO; stride];
-            for (i, e) in tile.rows.clone().enumerate() {
-                let y_bar = &y_bar[geometry.target[e] as usize * stride..][..stride];
-                let radial = &radial_value[i * width..][..width];
-                let radial_bar = &mut radial_bar[i * width..][..width];
-                let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
-                let p = scale * geometry.envelope[e];
-                for (l, d) in polar_rows(layout, wigner) {
-                    let y_bar = &y_bar[l * l * channels..];
-                    let radial = &radial[l * channels..][..channels];
-                    let radial_bar = &mut radial_bar[l * channels..][..channels];
-                    sum_rows(
-                        2 * l + 1,
-                        channels,
-                        #[inline(always)]
-                        |k| d[k],
-                        #[inline(always)]
-                        |k| &y_bar[k * channels..],
-                        #[inline(always)]
-                        |c, s| radial_bar[c] = s,
-                    );
-                    for (j, &d) in d.iter().enumerate() {
-                        let u = &mut unrotated[(l * l + j) * channels..][..channels];
-                        for c in 0..channels {
-                            u[c] = d * radial[c];
-                        }
-                    }
-                }
-                sums[i * SUMS + 1] += scale * dot(radial_bar, radial);
-                for r in radial_bar.iter_mut() {
-                    *r *= p;
-                }
-                subtract_torque(
-                    run.generators,
-                    channels,
-                    y_bar,
-                    &unrotated,
-                    p,
-                    &mut sums[i * SUMS + 2..],
-                );
-            }
+            with_lanes!(
+                run.program.channels,
+                scatter_radial_backward_lanes::<T>(run, tile, y_bar, value, scale, bar, sums)
+            )
         },
     );
-    frame.put(radial, radial_bar);
+    frame.put(radial, bar);
+}
+
+#[inline(always)]
+fn scatter_radial_backward_lanes<T: Real, const W: usize>(
+    run: &Run<T>,
+    tile: &Tile,
+    y_bar: &[T],
+    radial: &[T],
+    scale: T,
+    radial_bar: &mut [T],
+    sums: &mut [T],
+) {
+    let (layout, geometry) = (run.layout, &run.geometry);
+    let groups = run.program.channels / W;
+    let (stride, width) = (layout.rows * groups, (layout.lmax + 1) * groups);
+    let y_bar = lanes::<T, W>(y_bar);
+    let radial = lanes::<T, W>(radial);
+    let radial_bar = lanes_mut::<T, W>(radial_bar);
+    let mut unrotated = vec![[T::ZERO; W]; stride];
+    for (i, e) in tile.rows.clone().enumerate() {
+        let y_bar = &y_bar[geometry.target[e] as usize * stride..][..stride];
+        let radial = &radial[i * width..][..width];
+        let radial_bar = &mut radial_bar[i * width..][..width];
+        let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
+        let p = scale * geometry.envelope[e];
+        let mut along = [T::ZERO; W];
+        for l in 0..=layout.lmax {
+            let d = polar_row(layout, wigner, l);
+            for g in 0..groups {
+                let radial = &radial[l * groups + g];
+                let mut sum = [T::ZERO; W];
+                for j in 0..2 * l + 1 {
+                    sum = axpy(d[j], &y_bar[(l * l + j) * groups + g], &sum);
+                    unrotated[(l * l + j) * groups + g] = scaled(d[j], radial);
+                }
+                along = product_plus(&sum, radial, &along);
+                radial_bar[l * groups + g] = scaled(p, &sum);
+            }
+        }
+        sums[i * SUMS + 1] += scale * add_lanes(along);
+        subtract_torque(run, groups, y_bar, &unrotated, p, &mut sums[i * SUMS + 2..]);
+    }
 }

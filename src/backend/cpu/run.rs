@@ -8,16 +8,18 @@ use super::{gate, linear, norm, radial, rotate, so2};
 use crate::backend::{Backend, Conditioning, NetworkOutput, Structure, WeightSource};
 use crate::nn::op::Grain;
 use crate::nn::{Buf, Domain, Op, Program};
-use crate::so3::wigner::{GeneratorEntry, generators};
+use crate::so3::wigner::generators;
 use crate::so3::{Layout, Wigner};
 use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-/// Edges per tile: enough rows for the matrix products to run near their peak, few enough that a
-/// tile's intermediates (about 25 kB an edge at UMA-S sizes) stay near the cache.
-const EDGE_TILE: usize = 96;
+/// What the buffers of one edge tile may take, bytes: about a core's second-level cache.
+const EDGE_TILE_BYTES: usize = 2 << 20;
+/// Fewest and most edges per tile: the matrix products need some rows to run near their peak, and
+/// small systems must still give every thread something to do.
+const EDGE_TILE: std::ops::RangeInclusive<usize> = 96..=256;
 /// Atoms per tile.
 const ATOM_TILE: usize = 32;
 /// Memory for mixed weights, bytes. At UMA-S sizes one composition takes 44 MB in f32.
@@ -32,11 +34,13 @@ pub struct CpuBackend<T> {
     schedule: Schedule,
     weights: Weights<T>,
     wigner: Wigner,
-    generators: Vec<GeneratorEntry>,
+    generators: Vec<rotate::GeneratorPair<T>>,
     /// Most recently used last.
     mixed: Mutex<VecDeque<(String, Arc<Mixed<T>>)>>,
     /// Values kept for the backward pass, bytes; above it the edges are computed again.
     keep_bytes: usize,
+    /// Edges per tile.
+    edge_tile: usize,
     /// Memory of earlier runs and tiles, used again: fresh pages are costly.
     arenas: Mutex<Vec<Arena<T>>>,
     scratch: Mutex<Vec<Vec<T>>>,
@@ -82,7 +86,7 @@ pub(super) struct Run<'a, T> {
     pub program: &'a Program,
     pub layout: &'a Layout,
     pub weights: &'a Weights<T>,
-    pub generators: &'a [GeneratorEntry],
+    pub generators: &'a [rotate::GeneratorPair<T>],
     pub systems: Vec<RunSystem<T>>,
     /// Element of each atom of the batch.
     pub numbers: Vec<u8>,
@@ -179,14 +183,20 @@ impl<T: Real> CpuBackend<T> {
         source: Arc<dyn WeightSource>,
         keep_bytes: usize,
     ) -> CpuBackend<T> {
+        // The widest operation's input and output bound what is in use at once.
+        let widest = program.buffers.iter().filter(|b| b.domain == Domain::Edge);
+        let widest = widest.map(|b| b.width).max().unwrap_or(1);
+        let edge_tile = (EDGE_TILE_BYTES / (2 * widest * size_of::<T>()).max(1)) & !15;
+        let edge_tile = edge_tile.clamp(*EDGE_TILE.start(), *EDGE_TILE.end());
         CpuBackend {
             schedule: Schedule::new(&program),
             weights: Weights::new(program.clone(), source),
             wigner: Wigner::new(&program.layout),
-            generators: generators(program.layout.lmax),
+            generators: rotate::generator_pairs(&generators(program.layout.lmax)),
             mixed: Mutex::new(VecDeque::new()),
             program,
             keep_bytes,
+            edge_tile,
             arenas: Mutex::new(Vec::new()),
             scratch: Mutex::new(Vec::new()),
         }
@@ -301,7 +311,7 @@ impl<T: Real> CpuBackend<T> {
                 // Every operation writes all of its output: what is left from before is no harm.
                 values.resize(rows * self.program.width(*buf), T::ZERO);
             }
-            let tiles = run.tiles(segment.grain);
+            let tiles = run.tiles(segment.grain, self.edge_tile);
             let mut frames = Frame::split(&self.program, &tiles, &outputs, &mut values);
             let shared: &Run<T> = run;
             let scratch: Vec<Buf> = self
@@ -416,7 +426,7 @@ impl<T: Real> CpuBackend<T> {
         scratch.dedup();
         let recomputed: Vec<Buf> = again.map(|s| self.writes(s)).unwrap_or_default();
 
-        let tiles = run.tiles(Grain::Edges);
+        let tiles = run.tiles(Grain::Edges, self.edge_tile);
         let mut frames = Frame::split(&self.program, &tiles, &gathered, &mut gradients);
         let mut rest = sums;
         for (tile, frame) in tiles.iter().zip(&mut frames) {
@@ -459,7 +469,7 @@ impl<T: Real> CpuBackend<T> {
             .iter()
             .map(|buf| std::mem::take(&mut run.arena.gradients[buf.0]))
             .collect();
-        let tiles = run.tiles(segment.grain);
+        let tiles = run.tiles(segment.grain, self.edge_tile);
         let mut frames = Frame::split(&self.program, &tiles, &touched, &mut gradients);
         let shared: &Run<T> = run;
         over_tiles(&tiles, &mut frames, |tile, frame| {
@@ -611,11 +621,11 @@ impl<T: Real> Run<'_, T> {
 
     /// Cuts the rows into tiles. No tile holds rows of two systems, and the cuts within a system
     /// depend on its size alone.
-    fn tiles(&self, grain: Grain) -> Vec<Tile> {
+    fn tiles(&self, grain: Grain, edge_tile: usize) -> Vec<Tile> {
         let mut tiles = Vec::new();
         for (system, s) in self.systems.iter().enumerate() {
             let (rows, step) = match grain {
-                Grain::Edges => (&s.edges, EDGE_TILE),
+                Grain::Edges => (&s.edges, edge_tile),
                 Grain::Atoms => (&s.atoms, ATOM_TILE),
                 Grain::System => (&s.atoms, usize::MAX),
             };
@@ -804,7 +814,7 @@ fn backward_op<T: Real>(
             },
             Half::First,
         ) => {
-            rotate::gather_backward(run, tile, values, frame, *x, *radial, *gradient, *out);
+            rotate::gather_backward(run, tile, values, frame, [*x, *radial, *gradient, *out]);
         }
         (Op::GatherRotateScale { x, gradient, .. }, Half::Second) => {
             rotate::gather_add_up(run, tile, frame, *x, *gradient);
