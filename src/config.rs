@@ -1,1 +1,510 @@
-//! (see docs/architecture.md)
+//! Checked settings, from the command line and the environment.
+//!
+//! This is the only module that reads environment variables. Whatever is wrong with a setting is
+//! said here, by name and with its limit, before anything starts.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::{Device, LogFormat, ModelOptions, Precision, PredictArgs, ServeArgs};
+
+/// The checkpoint that is served when none is named.
+pub const SHIPPED_MODEL: &str = "models/nano-1p2.pt";
+
+/// Whether this build can evaluate on CUDA devices, and if not, why.
+pub const CUDA: Result<(), &str> =
+    Err("this build of umaserve has no CUDA kernels; use --device cpu or auto");
+
+/// A setting that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A number outside its limits.
+    #[error("{name} is {value}; it may be {least} to {most}")]
+    Range {
+        /// The option.
+        name: &'static str,
+        /// What was given.
+        value: u64,
+        /// The least.
+        least: u64,
+        /// The most.
+        most: u64,
+    },
+    /// Anything else, in words.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// What the environment says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// `MLIPVIEW_FORCE_CPU`: never use CUDA.
+    pub force_cpu: bool,
+    /// `UMA_MODEL`: a checkpoint file, or the name of one in `models/`.
+    pub model: Option<String>,
+    /// `UMA_TASK`: UMA task of structures that name none.
+    pub task: Option<String>,
+    /// `WS_DEBUG`: log every message of every viewer.
+    pub log_messages: bool,
+    /// `WS_LOG_CALLS`: log every evaluation.
+    pub log_calls: bool,
+    /// `UMA_GEOM_DEBUG`: log every geometry that is evaluated.
+    pub log_geometries: bool,
+    /// `RUST_LOG`: log levels.
+    pub log_filter: Option<String>,
+    /// Whether an MPI launcher (mpirun, srun) has started this process.
+    pub launched_by_mpi: bool,
+    /// Ranks on this host, where the launcher says so.
+    pub ranks_on_host: Option<usize>,
+    /// Place of the running program, to find what is shipped beside it.
+    pub program: Option<PathBuf>,
+}
+
+impl Environment {
+    /// Reads the environment of this process.
+    pub fn read() -> Environment {
+        Environment {
+            program: std::env::current_exe().ok(),
+            ..Environment::from(|name| std::env::var(name).ok())
+        }
+    }
+
+    /// The environment that `variable` tells.
+    pub fn from(variable: impl Fn(&str) -> Option<String>) -> Environment {
+        let text = |name| variable(name).filter(|value| !value.trim().is_empty());
+        let flag = |name| {
+            text(name).is_some_and(|value| {
+                let value = value.trim().to_ascii_lowercase();
+                matches!(value.as_str(), "1" | "true" | "yes" | "on")
+            })
+        };
+        // Open MPI, PMIx and PMI (MPICH, Intel MPI, Slurm).
+        let launched = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"];
+        let local = [
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+            "MPI_LOCALNRANKS",
+            "SLURM_NTASKS_PER_NODE",
+        ];
+        Environment {
+            force_cpu: flag("MLIPVIEW_FORCE_CPU"),
+            model: text("UMA_MODEL"),
+            task: text("UMA_TASK"),
+            log_messages: flag("WS_DEBUG"),
+            log_calls: flag("WS_LOG_CALLS"),
+            log_geometries: flag("UMA_GEOM_DEBUG"),
+            log_filter: text("RUST_LOG"),
+            launched_by_mpi: launched.into_iter().any(|name| text(name).is_some()),
+            ranks_on_host: local
+                .into_iter()
+                .find_map(|name| text(name)?.trim().parse().ok()),
+            program: None,
+        }
+    }
+
+    /// Log levels in the syntax of `RUST_LOG`.
+    pub fn log_directives(&self) -> String {
+        let mut directives = self.log_filter.clone().unwrap_or_else(|| "info".into());
+        for (wanted, more) in [
+            (
+                self.log_messages,
+                "umaserve::session=debug,umaserve::server=debug",
+            ),
+            (
+                self.log_calls,
+                "umaserve::engine=debug,umaserve::worker=debug",
+            ),
+            (self.log_geometries, "umaserve::geometry=trace"),
+        ] {
+            if wanted {
+                directives = format!("{directives},{more}");
+            }
+        }
+        directives
+    }
+}
+
+/// The checkpoint and where it is evaluated, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// The checkpoint; exists.
+    pub path: PathBuf,
+    /// Where the network is evaluated: `Cpu` or `Cuda`, not `Auto`.
+    pub device: Device,
+    /// Whether CUDA was forbidden by the environment.
+    pub force_cpu: bool,
+    /// Number type of the network.
+    pub precision: Precision,
+    /// Task of structures that name none, if the user says.
+    pub task: Option<String>,
+    /// Most working memory for one evaluation, bytes.
+    pub memory_bytes: usize,
+    /// Threads of this process.
+    pub threads: usize,
+}
+
+/// Settings of `umaserve serve`, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServeConfig {
+    /// The checkpoint and where it is evaluated.
+    pub model: ModelConfig,
+    /// Where to listen; loopback addresses.
+    pub bind: Vec<SocketAddr>,
+    /// Where to record.
+    pub record: Option<PathBuf>,
+    /// Atoms of a session.
+    pub max_atoms: usize,
+    /// Directed edges of a session.
+    pub max_edges: usize,
+    /// Sessions at a time.
+    pub max_sessions: usize,
+    /// Bytes of a message from a viewer.
+    pub max_message_bytes: usize,
+    /// Least time between two frames.
+    pub frame_interval: Duration,
+    /// Unacknowledged frames before a simulation waits.
+    pub max_unacked: u64,
+    /// Whether the end of a wait is announced.
+    pub ack_cleared: bool,
+    /// Edges in one pass.
+    pub edge_budget: u64,
+    /// Seed of the sessions' seeds.
+    pub seed: u64,
+    /// Whether this process is a rank of an MPI job.
+    pub launched_by_mpi: bool,
+    /// Place of the running program.
+    pub program: Option<PathBuf>,
+}
+
+/// Settings of `umaserve predict`, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PredictConfig {
+    /// The checkpoint and where it is evaluated.
+    pub model: ModelConfig,
+    /// File to read.
+    pub input: PathBuf,
+    /// File to write.
+    pub output: PathBuf,
+}
+
+/// How to log, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Levels in the syntax of `RUST_LOG`.
+    pub directives: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// Checks the options of `umaserve serve`.
+pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig, ConfigError> {
+    let mib = |name, value, most| Ok::<_, ConfigError>(usize_in(name, value, 1..=most)? << 20);
+    let model = model(&args.model, environment)?;
+    let edge_budget = args.edge_budget.unwrap_or(match model.device {
+        Device::Cuda => 200_000,
+        Device::Cpu | Device::Auto => 5_000,
+    });
+    Ok(ServeConfig {
+        model,
+        bind: bind(&args.bind)?,
+        record: args.record.clone(),
+        max_atoms: usize_in("--max-atoms", args.max_atoms, 1..=10_000_000)?,
+        max_edges: usize_in("--max-edges", args.max_edges, 1..=2_000_000_000)?,
+        max_sessions: usize_in("--max-sessions", args.max_sessions, 1..=100_000)?,
+        max_message_bytes: mib("--max-message-mib", args.max_message_mib, 1024)?,
+        frame_interval: Duration::from_millis(in_range(
+            "--frame-interval-ms",
+            args.frame_interval_ms,
+            0..=60_000,
+        )?),
+        max_unacked: in_range("--max-unacked", args.max_unacked, 1..=1_000_000)?,
+        ack_cleared: args.ack_cleared,
+        edge_budget: in_range("--edge-budget", edge_budget, 1..=2_000_000_000)?,
+        seed: args.seed,
+        launched_by_mpi: environment.launched_by_mpi,
+        program: environment.program.clone(),
+    })
+}
+
+/// Checks the options of `umaserve predict`.
+pub fn predict(
+    args: &PredictArgs,
+    environment: &Environment,
+) -> Result<PredictConfig, ConfigError> {
+    Ok(PredictConfig {
+        model: model(&args.model, environment)?,
+        input: args.input.clone(),
+        output: args.output.clone(),
+    })
+}
+
+/// How to log.
+pub fn log(format: LogFormat, environment: &Environment) -> LogConfig {
+    LogConfig {
+        directives: environment.log_directives(),
+        format,
+    }
+}
+
+fn model(options: &ModelOptions, environment: &Environment) -> Result<ModelConfig, ConfigError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // Rank 0 computes nothing, so its share goes to the others.
+    let computing = environment
+        .ranks_on_host
+        .map_or(1, |ranks| ranks.saturating_sub(1).max(1));
+    let threads = match options.threads {
+        Some(threads) => usize_in("--threads", threads, 1..=4096)?,
+        None => (cores / computing).max(1),
+    };
+    Ok(ModelConfig {
+        path: model_path(options.model.as_deref(), environment)?,
+        device: device(options.device, environment.force_cpu)?,
+        force_cpu: environment.force_cpu,
+        precision: options.precision,
+        task: options.task.clone().or_else(|| environment.task.clone()),
+        memory_bytes: usize_in("--memory-mib", options.memory_mib, 16..=1 << 30)? << 20,
+        threads,
+    })
+}
+
+fn device(wanted: Device, force_cpu: bool) -> Result<Device, ConfigError> {
+    match wanted {
+        Device::Cuda if force_cpu => Err(ConfigError::Invalid(
+            "--device cuda contradicts MLIPVIEW_FORCE_CPU in the environment".into(),
+        )),
+        Device::Cuda => match CUDA {
+            Ok(()) => Ok(Device::Cuda),
+            Err(reason) => Err(ConfigError::Invalid(format!("--device cuda: {reason}"))),
+        },
+        Device::Auto if !force_cpu && CUDA.is_ok() => Ok(Device::Cuda),
+        Device::Auto | Device::Cpu => Ok(Device::Cpu),
+    }
+}
+
+/// The file named on the command line, else by `UMA_MODEL`, else the shipped one. A bare name
+/// and the shipped one are looked for in `models/` here and above the program.
+fn model_path(option: Option<&Path>, environment: &Environment) -> Result<PathBuf, ConfigError> {
+    let (said_by, tried) = match (option, &environment.model) {
+        (Some(path), _) => ("--model", vec![path.to_owned()]),
+        (None, Some(name)) => {
+            let named = PathBuf::from("models").join(format!("{name}.pt"));
+            let mut tried = vec![PathBuf::from(name)];
+            tried.extend(places(&named, environment));
+            ("UMA_MODEL", tried)
+        }
+        (None, None) => (
+            "the checkpoint that comes with umaserve (or name one with --model)",
+            places(Path::new(SHIPPED_MODEL), environment),
+        ),
+    };
+    match tried.iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path.clone()),
+        None => {
+            let tried: Vec<String> = tried.iter().map(|p| p.display().to_string()).collect();
+            let reason = format!("{said_by}: there is no file {}", tried.join(" nor "));
+            Err(ConfigError::Invalid(reason))
+        }
+    }
+}
+
+/// `relative` here, and below the directories above the program.
+fn places(relative: &Path, environment: &Environment) -> Vec<PathBuf> {
+    let above = environment
+        .program
+        .iter()
+        .flat_map(|p| p.ancestors().skip(1).take(4));
+    std::iter::once(relative.to_owned())
+        .chain(above.map(|directory| directory.join(relative)))
+        .collect()
+}
+
+fn bind(text: &str) -> Result<Vec<SocketAddr>, ConfigError> {
+    let invalid = |reason: String| ConfigError::Invalid(format!("--bind {text}: {reason}"));
+    let addresses: Vec<SocketAddr> = text
+        .to_socket_addrs()
+        .map_err(|error| invalid(format!("not a HOST:PORT that can be found ({error})")))?
+        .collect();
+    if addresses.is_empty() {
+        return Err(invalid("the name has no address".into()));
+    }
+    match addresses.iter().find(|address| !address.ip().is_loopback()) {
+        None => Ok(addresses),
+        Some(address) => Err(invalid(format!(
+            "{} can be reached from other machines, and this version has no access tokens: anybody \
+             could drive your simulations. Bind 127.0.0.1 and reach it through \
+             `ssh -L {1}:127.0.0.1:{1} THIS_HOST`",
+            address.ip(),
+            address.port()
+        ))),
+    }
+}
+
+fn in_range(
+    name: &'static str,
+    value: u64,
+    limits: RangeInclusive<u64>,
+) -> Result<u64, ConfigError> {
+    match limits.contains(&value) {
+        true => Ok(value),
+        false => Err(ConfigError::Range {
+            name,
+            value,
+            least: *limits.start(),
+            most: *limits.end(),
+        }),
+    }
+}
+
+fn usize_in(
+    name: &'static str,
+    value: usize,
+    limits: RangeInclusive<usize>,
+) -> Result<usize, ConfigError> {
+    let limits = *limits.start() as u64..=*limits.end() as u64;
+    in_range(name, value as u64, limits).map(|value| value as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn serve_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<ServeConfig, String> {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"); // any file
+        let mut all = vec!["umaserve", "serve"];
+        if !arguments.contains(&"--model") && !environment.iter().any(|(n, _)| *n == "UMA_MODEL") {
+            all.extend(["--model", model]);
+        }
+        all.extend(arguments);
+        let Command::Serve(args) = Cli::try_parse_from(all).unwrap().command else {
+            panic!("not serve");
+        };
+        let environment = Environment::from(|name| {
+            let entry = environment.iter().find(|(n, _)| *n == name);
+            entry.map(|(_, value)| (*value).to_owned())
+        });
+        serve(&args, &environment).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_protocol() {
+        let config = serve_with(&[], &[]).unwrap();
+        assert_eq!(config.bind, ["127.0.0.1:8000".parse().unwrap()]);
+        assert_eq!(config.record, None);
+        assert_eq!(config.max_atoms, 20_000);
+        assert_eq!(config.max_unacked, 10);
+        assert_eq!(config.max_message_bytes, 16 << 20);
+        assert_eq!(config.frame_interval, Duration::from_millis(15));
+        assert_eq!(config.model.device, Device::Cpu);
+        assert!(!config.ack_cleared && !config.launched_by_mpi);
+    }
+
+    #[test]
+    fn other_machines_are_kept_out() {
+        for address in ["0.0.0.0:8000", "192.0.2.7:8000", "[::]:8000"] {
+            let error = serve_with(&["--bind", address], &[]).unwrap_err();
+            assert!(error.contains("access tokens"), "{error}");
+            // Being without tokens on purpose changes nothing yet.
+            assert!(serve_with(&["--bind", address, "--no-auth"], &[]).is_err());
+        }
+        for address in ["127.0.0.1:0", "[::1]:9000", "localhost:9000"] {
+            assert!(serve_with(&["--bind", address], &[]).is_ok(), "{address}");
+        }
+        for address in ["8000", "127.0.0.1", "127.0.0.1:99999", ""] {
+            let error = serve_with(&["--bind", address], &[]).unwrap_err();
+            assert!(error.contains("HOST:PORT"), "{error}");
+        }
+    }
+
+    #[test]
+    fn cuda_is_refused_with_the_reason_and_auto_is_content_without() {
+        let error = serve_with(&["--device", "cuda"], &[]).unwrap_err();
+        assert!(error.contains("no CUDA kernels"), "{error}");
+        let forced = [("MLIPVIEW_FORCE_CPU", "yes")];
+        let error = serve_with(&["--device", "cuda"], &forced).unwrap_err();
+        assert!(error.contains("MLIPVIEW_FORCE_CPU"), "{error}");
+        let config = serve_with(&["--device", "auto"], &forced).unwrap();
+        assert_eq!(
+            (config.model.device, config.model.force_cpu),
+            (Device::Cpu, true)
+        );
+        let config = serve_with(&[], &[("MLIPVIEW_FORCE_CPU", "0")]).unwrap();
+        assert!(!config.model.force_cpu);
+    }
+
+    #[test]
+    fn numbers_outside_their_limits_are_refused_by_name() {
+        for option in [
+            "--max-atoms",
+            "--max-edges",
+            "--max-sessions",
+            "--max-message-mib",
+            "--max-unacked",
+            "--edge-budget",
+            "--threads",
+        ] {
+            let error = serve_with(&[option, "0"], &[]).unwrap_err();
+            assert!(
+                error.starts_with(&format!("{option} is 0; it may be 1 to")),
+                "{error}"
+            );
+        }
+        let error = serve_with(&["--frame-interval-ms", "70000"], &[]).unwrap_err();
+        assert!(error.contains("0 to 60000"), "{error}");
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_environment() {
+        let environment = [("UMA_TASK", "omat"), ("UMA_MODEL", "no-such-model")];
+        let error = serve_with(&[], &environment).unwrap_err();
+        assert!(error.contains("UMA_MODEL"), "{error}");
+        assert!(error.contains("models/no-such-model.pt"), "{error}");
+        let config = serve_with(&["--model", "Cargo.toml"], &environment).unwrap();
+        assert_eq!(config.model.path, Path::new("Cargo.toml"));
+        assert_eq!(config.model.task.as_deref(), Some("omat"));
+        let config = serve_with(&["--model", "Cargo.toml", "--task", "omol"], &environment);
+        assert_eq!(config.unwrap().model.task.as_deref(), Some("omol"));
+        assert!(
+            serve_with(&["--model", "no/such.pt"], &[])
+                .unwrap_err()
+                .contains("no/such.pt")
+        );
+    }
+
+    #[test]
+    fn ranks_of_one_host_share_its_cores() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let ranks = [
+            ("OMPI_COMM_WORLD_SIZE", "3"),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "3"),
+        ];
+        let config = serve_with(&[], &ranks).unwrap();
+        assert!(config.launched_by_mpi);
+        assert_eq!(config.model.threads, (cores / 2).max(1));
+        assert_eq!(serve_with(&[], &[]).unwrap().model.threads, cores);
+    }
+
+    #[test]
+    fn debug_flags_become_log_levels() {
+        let environment = Environment::from(|name| match name {
+            "WS_DEBUG" | "UMA_GEOM_DEBUG" => Some("1".into()),
+            "RUST_LOG" => Some("warn".into()),
+            _ => None,
+        });
+        let directives = environment.log_directives();
+        assert!(directives.starts_with("warn,"), "{directives}");
+        assert!(
+            directives.contains("umaserve::session=debug"),
+            "{directives}"
+        );
+        assert!(
+            directives.contains("umaserve::geometry=trace"),
+            "{directives}"
+        );
+        assert!(!directives.contains("engine=debug"), "{directives}");
+        assert_eq!(Environment::default().log_directives(), "info");
+    }
+}

@@ -3,7 +3,8 @@
 //! The modules in reading order: the words of the field ([`units`], [`system`], [`neighbors`],
 //! [`dynamics`], [`structure_file`]), the network ([`so3`], [`nn`], [`backend`], [`potential`]),
 //! the service ([`session`], [`comm`], [`scheduler`], [`worker`], [`engine`], [`server`],
-//! [`trajectory`]), and what the user types ([`cli`], [`config`]).
+//! [`trajectory`], [`recording`]), and what the user types ([`cli`], [`config`]) and gets
+//! ([`serve`], [`predict`]).
 
 pub mod dynamics;
 pub mod neighbors;
@@ -19,6 +20,7 @@ pub mod so3;
 
 pub mod comm;
 pub mod engine;
+pub mod recording;
 pub mod scheduler;
 pub mod server;
 pub mod session;
@@ -27,3 +29,4 @@ pub mod worker;
 
 pub mod cli;
 pub mod config;
+pub mod serve;

@@ -1,8 +1,93 @@
 //! Chooses the role of this process and starts it.
 
-use clap::Parser;
+use std::io::IsTerminal;
+use std::process::ExitCode;
 
-fn main() {
-    let cli = umaserve::cli::Cli::parse();
-    match cli.command {}
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use umaserve::cli::{Cli, Command, LogFormat, TrajectoryCommand};
+use umaserve::config::{self, Environment, LogConfig};
+use umaserve::potential::uma::{Checkpoint, describe::describe};
+use umaserve::predict::{PredictOptions, predict_file};
+use umaserve::{serve, trajectory};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let environment = Environment::read();
+    let done = match &cli.command {
+        Command::Serve(args) => {
+            config::serve(args, &environment)
+                .map_err(text)
+                .and_then(|config| {
+                    log(&config::log(args.log, &environment))?;
+                    serve::run(&config)
+                })
+        }
+        Command::Predict(args) => config::predict(args, &environment)
+            .map_err(text)
+            .and_then(|config| predict(&config)),
+        Command::Model(args) => Checkpoint::open(&args.file)
+            .map(|checkpoint| print!("{}", describe(&checkpoint)))
+            .map_err(|error| format!("{}: {error}", args.file.display())),
+        Command::Trajectory(command) => match command {
+            TrajectoryCommand::Info { file } => trajectory::cli::info(file),
+            TrajectoryCommand::Export {
+                file,
+                output,
+                stride,
+            } => trajectory::cli::export(file, output, *stride),
+            TrajectoryCommand::Repair { file } => trajectory::cli::repair(file),
+        }
+        .map(|report| println!("{}", report.trim_end()))
+        .map_err(text),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            if !reason.is_empty() {
+                eprintln!("umaserve: {}", reason.trim_end());
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn predict(config: &config::PredictConfig) -> Result<(), String> {
+    let checkpoint = serve::open(&config.model)?;
+    let potential = serve::potential(&config.model, &checkpoint)?;
+    let options = PredictOptions {
+        default_task: Some(serve::default_task(
+            config.model.task.as_deref(),
+            &checkpoint,
+        )?),
+        ..PredictOptions::default()
+    };
+    let summary =
+        predict_file(&*potential, &config.input, &config.output, &options).map_err(text)?;
+    println!(
+        "{}: {} frames, {} atoms",
+        config.output.display(),
+        summary.frames,
+        summary.atoms
+    );
+    Ok(())
+}
+
+/// Log lines go to standard error; standard output is for results.
+fn log(config: &LogConfig) -> Result<(), String> {
+    let filter =
+        EnvFilter::try_new(&config.directives).map_err(|error| format!("RUST_LOG: {error}"))?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().init(),
+    }
+    Ok(())
 }

@@ -1,1 +1,230 @@
-//! (see docs/architecture.md)
+//! The life of a worker: take a shard, do its jobs in one batch, send the outcomes back.
+//!
+//! A worker keeps nothing between shards but what makes the next one faster (the potential's own
+//! caches). What goes wrong with a job is that job's error and nobody else's.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use crate::comm::thread::panic_message;
+use crate::comm::{Job, Link, Outcome, Shard, Task};
+use crate::dynamics::{Method, State, begin_step, end_step};
+use crate::neighbors::NeighborList;
+use crate::potential::{EdgeGradients, EvaluationError, Potential, evaluate};
+use crate::system::{Evaluation, System};
+
+/// Does shards until there are no more. `max_edges` bounds each system.
+pub fn serve(link: &mut dyn Link, potential: &dyn Potential, max_edges: usize) {
+    while let Some(shard) = link.take() {
+        let span = tracing::debug_span!("shard", id = shard.id, jobs = shard.jobs.len());
+        let started = std::time::Instant::now();
+        let outcomes = span.in_scope(|| {
+            let outcomes = run(&shard, potential, max_edges);
+            tracing::debug!(elapsed = ?started.elapsed(), "evaluated");
+            outcomes
+        });
+        link.answer(shard.id, outcomes);
+    }
+}
+
+/// The outcomes of a shard, one per job, in order. All jobs are evaluated in one batch (two, if
+/// some of them have to know the forces before their first step).
+pub fn run(shard: &Shard, potential: &dyn Potential, max_edges: usize) -> Vec<Outcome> {
+    let mut progress: Vec<Progress> = shard.jobs.iter().map(Progress::new).collect();
+
+    evaluate_batch(&mut progress, potential, max_edges, |p| {
+        p.method().is_some() && p.state.evaluation.is_none()
+    });
+    progress.par_iter_mut().for_each(|p| {
+        p.try_to(|p| match p.method() {
+            Some(method) => begin_step(method, &mut p.state).map_err(|e| e.to_string()),
+            None => Ok(()),
+        });
+    });
+    evaluate_batch(&mut progress, potential, max_edges, |_| true);
+    progress.par_iter_mut().for_each(|p| {
+        p.try_to(|p| {
+            if let Some(method) = p.method()
+                && let Some(evaluation) = p.state.evaluation.take()
+            {
+                end_step(method, &mut p.state, evaluation).map_err(|e| e.to_string())?;
+            }
+            Ok(())
+        });
+    });
+    progress.into_iter().map(Progress::finish).collect()
+}
+
+/// A job on its way.
+struct Progress<'a> {
+    job: &'a Job,
+    state: State,
+    error: Option<String>,
+    edges: u64,
+}
+
+impl<'a> Progress<'a> {
+    fn new(job: &'a Job) -> Self {
+        Progress {
+            job,
+            state: job.state.clone(),
+            error: None,
+            edges: 0,
+        }
+    }
+
+    fn method(&self) -> Option<&'a Method> {
+        match &self.job.task {
+            Task::Evaluate => None,
+            Task::Step(method) => Some(method),
+        }
+    }
+
+    /// Goes on unless the job has failed; an error or a panic of `f` makes it fail.
+    fn try_to(&mut self, f: impl FnOnce(&mut Self) -> Result<(), String>) {
+        if self.error.is_none() {
+            self.error = guarded(|| f(self)).and_then(|result| result).err();
+        }
+    }
+
+    fn finish(self) -> Outcome {
+        Outcome {
+            session: self.job.session,
+            serial: self.job.serial,
+            result: match self.error {
+                None => Ok(self.state),
+                Some(error) => Err(error),
+            },
+            edges: self.edges,
+        }
+    }
+}
+
+/// Evaluates those jobs that have not failed and that are `wanted`, all in one batch.
+fn evaluate_batch(
+    jobs: &mut [Progress],
+    potential: &dyn Potential,
+    max_edges: usize,
+    wanted: impl Fn(&Progress) -> bool,
+) {
+    let mut chosen: Vec<&mut Progress> = jobs
+        .iter_mut()
+        .filter(|p| p.error.is_none() && wanted(p))
+        .collect();
+    if chosen.is_empty() {
+        return;
+    }
+    let systems: Vec<&System> = chosen.iter().map(|p| &p.state.system).collect();
+    for progress in &chosen {
+        let system = &progress.state.system;
+        tracing::trace!(
+            target: "umaserve::geometry",
+            session = progress.job.session.0,
+            numbers = ?system.numbers,
+            positions = ?system.positions,
+            cell = ?system.cell,
+            "evaluating"
+        );
+    }
+    let answers = evaluate_guarded(potential, &systems, max_edges);
+    for (progress, (answer, edges)) in chosen.iter_mut().zip(answers) {
+        progress.edges = edges;
+        match answer {
+            Ok(evaluation) => progress.state.evaluation = Some(evaluation),
+            Err(error) => progress.error = Some(error),
+        }
+    }
+}
+
+/// Evaluations or errors, and the edges of each system.
+type Answers = Vec<(Result<Evaluation, String>, u64)>;
+
+/// Evaluates in one batch. If that panics, each system is evaluated alone, so that only the one
+/// that cannot be borne fails: answers do not depend on the batch.
+fn evaluate_guarded(potential: &dyn Potential, systems: &[&System], max_edges: usize) -> Answers {
+    let counted = EdgeCount {
+        potential,
+        edges: Mutex::default(),
+    };
+    match guarded(|| evaluate(&counted, systems, max_edges)) {
+        Ok(results) => {
+            let edges = counted
+                .edges
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner);
+            systems
+                .iter()
+                .zip(results)
+                .map(|(system, result)| {
+                    let edges = edges.get(&address(system)).copied().unwrap_or(0);
+                    (result.map_err(|error| error.to_string()), edges)
+                })
+                .collect()
+        }
+        Err(error) if systems.len() == 1 => vec![(Err(error), 0)],
+        Err(error) => {
+            tracing::error!(error, systems = systems.len(), "evaluating one by one");
+            systems
+                .iter()
+                .flat_map(|system| evaluate_guarded(potential, &[system], max_edges))
+                .collect()
+        }
+    }
+}
+
+/// Runs `f`; a panic becomes an error text.
+fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+    // What `f` had under construction is dropped with its error, so nothing half-made is seen.
+    catch_unwind(AssertUnwindSafe(f))
+        .map_err(|panic| format!("internal error: {}", panic_message(&*panic)))
+}
+
+/// Notes the number of edges of every system that passes, the cost that the scheduler counts.
+struct EdgeCount<'a> {
+    potential: &'a dyn Potential,
+    /// Edges by the address of the system.
+    edges: Mutex<HashMap<usize, u64>>,
+}
+
+fn address(system: &System) -> usize {
+    std::ptr::from_ref(system).addr()
+}
+
+impl Potential for EdgeCount<'_> {
+    fn cutoff_angstrom(&self) -> f64 {
+        self.potential.cutoff_angstrom()
+    }
+
+    fn max_neighbors(&self) -> usize {
+        self.potential.max_neighbors()
+    }
+
+    fn check(&self, system: &System) -> Result<(), EvaluationError> {
+        self.potential.check(system)
+    }
+
+    fn edge_gradients(
+        &self,
+        batch: &[(&System, &NeighborList)],
+    ) -> Vec<Result<EdgeGradients, EvaluationError>> {
+        let counts = batch
+            .iter()
+            .map(|(system, list)| (address(system), list.len() as u64));
+        self.edges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(counts);
+        self.potential.edge_gradients(batch)
+    }
+}
+
+/// A worker's body for [`ThreadWorkers`](crate::comm::thread::ThreadWorkers).
+pub fn thread_body(
+    potential: Arc<dyn Potential>,
+    max_edges: usize,
+) -> impl Fn(usize, &mut crate::comm::thread::ThreadLink) + Send + Sync + 'static {
+    move |_, link| serve(link, &*potential, max_edges)
+}

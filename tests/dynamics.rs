@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 use umaserve::dynamics::*;
-use umaserve::system::masses::atomic_mass;
+use umaserve::system::elements::atomic_mass;
 use umaserve::system::{Evaluation, System};
 use umaserve::units::FEMTOSECOND;
 

@@ -1,4 +1,15 @@
 //! Rank 0 and its workers: shards of step jobs go out, outcomes come back.
+//!
+//! The engine talks to its workers through [`Workers`]; a worker talks to the engine through a
+//! [`Link`]. [`thread`] joins the two by channels inside one process, `mpi` (feature `mpi`) by
+//! messages between ranks, written by [`wire`].
+
+#[cfg(feature = "mpi")]
+pub mod mpi;
+pub mod thread;
+pub mod wire;
+
+use std::sync::Arc;
 
 use crate::dynamics::{Method, State};
 
@@ -49,4 +60,74 @@ pub struct Shard {
     pub id: u64,
     /// Its jobs.
     pub jobs: Vec<Job>,
+}
+
+/// What the engine hears from its workers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WorkerEvent {
+    /// A shard is done.
+    Done {
+        /// Which worker did it.
+        worker: usize,
+        /// [`Shard::id`] of the shard.
+        shard: u64,
+        /// One outcome per job, in the order of the jobs.
+        outcomes: Vec<Outcome>,
+    },
+    /// A worker is gone for good; nothing that it had in hand will come back.
+    Lost {
+        /// Which worker.
+        worker: usize,
+        /// Why, in words for the log.
+        reason: String,
+    },
+}
+
+/// Why a shard did not leave.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SendError {
+    /// The worker is gone: send the shard to another one.
+    #[error("worker {worker} is gone: {reason}")]
+    Lost {
+        /// Which worker.
+        worker: usize,
+        /// Why.
+        reason: String,
+    },
+    /// No worker could take this shard.
+    #[error("a shard of {mib} MiB is larger than the {limit_mib} MiB that one message may carry")]
+    TooLarge {
+        /// Size of the encoded shard, MiB.
+        mib: usize,
+        /// The limit, MiB.
+        limit_mib: usize,
+    },
+}
+
+/// The engine's end: all workers of this server. Nothing here blocks.
+pub trait Workers {
+    /// What each worker computes on ("cpu", "cuda:0 NVIDIA H200"); one entry per worker.
+    fn devices(&self) -> &[String];
+
+    /// Hands a shard to a worker. It is done after those that the worker already has.
+    fn send(&mut self, worker: usize, shard: Arc<Shard>) -> Result<(), SendError>;
+
+    /// The next event, if one has arrived.
+    fn poll(&mut self) -> Option<WorkerEvent>;
+
+    /// Whether the engine is woken when an event arrives. If not, it has to poll while shards
+    /// are out.
+    fn wakes_engine(&self) -> bool;
+
+    /// Tells every worker to leave when it has finished what it has in hand, and waits for them.
+    fn shut_down(&mut self);
+}
+
+/// A worker's end.
+pub trait Link {
+    /// The next shard, waiting for it; `None` when the worker should leave.
+    fn take(&mut self) -> Option<Arc<Shard>>;
+
+    /// Sends the outcomes of a shard back.
+    fn answer(&mut self, shard: u64, outcomes: Vec<Outcome>);
 }

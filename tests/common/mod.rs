@@ -4,6 +4,7 @@
 #![allow(dead_code)] // Each test binary uses its own part.
 
 pub mod conformance;
+pub mod viewer;
 
 use umaserve::neighbors::NeighborList;
 use umaserve::potential::{EdgeGradients, EvaluationError, Potential};

@@ -1,0 +1,71 @@
+# umaserve: `make serve` and `make test` are all one needs; `make help` lists the rest.
+
+# The checkpoint to serve; empty: the one that ships with umaserve.
+MODEL ?=
+# Processes: one front, the others compute. 1 runs everything in one process.
+RANKS ?= 3
+# Where viewers connect.
+BIND ?= 127.0.0.1:8000
+# Where recordings go; empty: none.
+RECORD ?= runs
+# More options of `umaserve serve`.
+ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help serve build test bench check docs setup readers
+
+# Built without optimisation: that takes one or two minutes, once.
+CARGO_DENY = 0.20.2
+
+# A toolchain that setup installs is not in PATH yet.
+export PATH := $(CURDIR)/target/tools/bin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+
+# Open MPI 4 and 5: run as root (containers), with more ranks than cores, without pinning the ranks
+# to single cores (each runs many threads).
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export OMPI_MCA_rmaps_base_oversubscribe := 1
+export OMPI_MCA_hwloc_base_binding_policy := none
+export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+export PRTE_MCA_hwloc_default_binding_policy := none
+
+SERVE = target/release/umaserve serve --bind $(BIND) --no-auth \
+	$(if $(MODEL),--model '$(MODEL)') $(if $(RECORD),--record '$(RECORD)') $(ARGS)
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo
+	@echo 'Variables: MODEL=FILE.pt RANKS=3 BIND=127.0.0.1:8000 RECORD=runs ARGS=...'
+
+serve: build ## Install what is missing, build, and serve (RANKS processes under mpirun)
+	$(if $(filter 1,$(RANKS)),exec,exec mpirun -n $(RANKS)) $(SERVE)
+
+build: setup ## The release binary, target/release/umaserve
+	cargo build --release --locked
+
+test: setup readers ## All tests, with the Python readers and under mpirun
+	cargo test --locked --no-default-features --lib --test architecture
+	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" cargo test --locked
+
+bench: setup ## All benches; each prints a table
+	cargo bench --locked
+
+check: setup ## Formatting, clippy, docs, licenses: what CI asks besides the tests
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+	command -v cargo-deny >/dev/null || \
+		cargo install --quiet --locked --debug --root target/tools cargo-deny@$(CARGO_DENY)
+	cargo deny --offline check --hide-inclusion-graph bans licenses sources
+
+docs: setup ## The documentation of the code, in target/doc/umaserve/index.html
+	cargo doc --locked --no-deps
+
+setup:
+	@tools/setup.sh
+
+readers: setup
+	@[ -n "$${UMASERVE_PYTHON:-}" ] || tools/readers.sh >/dev/null

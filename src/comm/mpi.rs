@@ -1,0 +1,503 @@
+//! Ranks of an MPI job: rank 0 serves, the others compute.
+//!
+//! MPI is called from the main threads only (`MPI_THREAD_FUNNELED`). Nothing waits inside MPI:
+//! libraries spin there, and a spinning rank takes a core from those that compute. Waiting is
+//! probing with a sleep that grows with the time already waited, from microseconds to
+//! milliseconds.
+//!
+//! At start every rank tells rank 0 what it is or why it cannot work ([`Ranks::agree`]), so that
+//! all ranks go on or all leave, and none waits for another.
+//!
+//! The loss of a rank's process ends the whole job under MPI without fault tolerance; a rank
+//! that gives up by itself ([`MpiLink::leave`]) does not.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mpi::environment::Universe;
+use mpi::point_to_point::{Message, Status};
+use mpi::request::{Request, StaticScope};
+use mpi::topology::SimpleCommunicator;
+use mpi::traits::{Communicator, Destination, MatchedReceiveVec, Source};
+use mpi::{Tag, Threading};
+use serde::{Deserialize, Serialize};
+
+use super::{Link, Outcome, SendError, Shard, WorkerEvent, Workers, wire};
+
+/// Rank to 0: an [`Identity`], or why the rank cannot work.
+const HELLO: Tag = 1;
+/// 0 to rank: go on, or leave.
+const VERDICT: Tag = 2;
+/// 0 to rank: a shard.
+const SHARD: Tag = 3;
+/// Rank to 0: outcomes.
+const OUTCOMES: Tag = 4;
+/// 0 to rank: leave.
+const LEAVE: Tag = 5;
+/// Rank to 0: the last message, a reason in UTF-8.
+const LEFT: Tag = 6;
+
+/// Longest message: MPI counts in `int`.
+const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
+
+/// How long [`Workers::shut_down`] waits for a step in progress.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// What a rank is. Build and checkpoint have to be the same everywhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Name of the host.
+    pub host: String,
+    /// Hash of the program.
+    pub build: String,
+    /// Digest of the checkpoint.
+    pub checkpoint: String,
+    /// What it computes on.
+    pub device: String,
+}
+
+/// This process as a rank of the job.
+pub struct Ranks {
+    world: SimpleCommunicator,
+    // Dropped after `world`: finalizes MPI.
+    _universe: Universe,
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Finalizing would wait for ranks that wait for this one.
+            self.world.abort(1);
+        }
+    }
+}
+
+impl Ranks {
+    /// Joins the job. To be called once, by the main thread, before other threads start.
+    ///
+    /// # Errors
+    ///
+    /// When the MPI library is already in use or allows no other threads beside the main one.
+    pub fn join() -> Result<Ranks, String> {
+        let (universe, threading) = mpi::initialize_with_threading(Threading::Funneled)
+            .ok_or("MPI has been initialized before")?;
+        if threading < Threading::Funneled {
+            return Err(format!(
+                "the MPI library supports {threading:?} threading only; Funneled is needed"
+            ));
+        }
+        Ok(Ranks {
+            world: universe.world(),
+            _universe: universe,
+        })
+    }
+
+    /// Number of this rank, from 0.
+    pub fn rank(&self) -> usize {
+        self.world.rank() as usize
+    }
+
+    /// Number of ranks.
+    pub fn size(&self) -> usize {
+        self.world.size() as usize
+    }
+
+    /// Name of this host.
+    pub fn host() -> String {
+        mpi::environment::processor_name().unwrap_or_else(|_| "unknown".into())
+    }
+
+    /// All ranks tell each other what they are, or why they cannot work. Every rank has to call
+    /// this once. Rank 0 gets the identities of all ranks.
+    ///
+    /// # Errors
+    ///
+    /// On every rank, when one of them cannot work or the builds or checkpoints differ. Rank 0
+    /// gets the table of ranks; the others are told to look there.
+    pub fn agree(&self, mine: Result<Identity, String>) -> Result<Vec<Identity>, String> {
+        let root = self.world.process_at_rank(0);
+        if self.rank() != 0 {
+            root.send_with_tag(&json(&mine)[..], HELLO);
+            let (verdict, _) = self.receive_from(0, VERDICT);
+            return match verdict[..] {
+                [1] => Ok(Vec::new()),
+                _ => Err("not started, see the message of rank 0".into()),
+            };
+        }
+        let mut all = vec![mine];
+        for rank in 1..self.size() {
+            let (bytes, _) = self.receive_from(rank, HELLO);
+            all.push(
+                serde_json::from_slice(&bytes)
+                    .unwrap_or_else(|error| Err(format!("does not speak this protocol ({error})"))),
+            );
+        }
+        let verdict = compare(all);
+        for rank in 1..self.size() {
+            let process = self.world.process_at_rank(rank as i32);
+            process.send_with_tag(&[u8::from(verdict.is_ok())], VERDICT);
+        }
+        verdict
+    }
+
+    /// Waits for a message without spinning.
+    fn receive_from(&self, rank: usize, tag: Tag) -> (Vec<u8>, Status) {
+        let source = self.world.process_at_rank(rank as i32);
+        let mut patience = Patience::new();
+        loop {
+            match source.immediate_matched_probe_with_tag(tag) {
+                Some(message) => return receive(message),
+                None => patience.sleep(),
+            }
+        }
+    }
+
+    /// Rank 0's end: ranks 1.. as workers, described by what [`Ranks::agree`] has returned.
+    pub fn workers(&self, identities: &[Identity]) -> MpiWorkers<'_> {
+        let devices: Vec<String> = identities
+            .iter()
+            .skip(1)
+            .map(|identity| format!("{} on {}", identity.device, identity.host))
+            .collect();
+        MpiWorkers {
+            lost: vec![None; devices.len()],
+            told: vec![false; devices.len()],
+            devices,
+            world: &self.world,
+            sends: VecDeque::new(),
+        }
+    }
+
+    /// A worker's end, for ranks 1.. .
+    pub fn link(&self) -> MpiLink<'_> {
+        MpiLink {
+            world: &self.world,
+            dismissed: false,
+        }
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    // Strings in a struct always have a JSON form.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn receive(message: (Message, Status)) -> (Vec<u8>, Status) {
+    message.matched_receive_vec()
+}
+
+/// Whether the ranks can work together; the table of ranks if not.
+fn compare(all: Vec<Result<Identity, String>>) -> Result<Vec<Identity>, String> {
+    let good: Vec<&Identity> = all.iter().flatten().collect();
+    let differs =
+        |of: fn(&Identity) -> &String| good.windows(2).any(|pair| of(pair[0]) != of(pair[1]));
+    let mut reasons = Vec::new();
+    if good.len() < all.len() {
+        reasons.push("ranks that cannot work");
+    }
+    if differs(|identity| &identity.build) {
+        reasons.push("different builds of this program");
+    }
+    if differs(|identity| &identity.checkpoint) {
+        reasons.push("different checkpoints");
+    }
+    if reasons.is_empty() {
+        return Ok(all.into_iter().flatten().collect());
+    }
+    let mut table = format!("the ranks do not fit together: {}\n", reasons.join(", "));
+    table += &format!(
+        "{:>5}  {:20}  {:16}  {:16}  device\n",
+        "rank", "host", "build", "checkpoint"
+    );
+    for (rank, identity) in all.iter().enumerate() {
+        table += &match identity {
+            Ok(Identity {
+                host,
+                build,
+                checkpoint,
+                device,
+            }) => format!("{rank:>5}  {host:20}  {build:16.16}  {checkpoint:16.16}  {device}\n"),
+            Err(reason) => format!("{rank:>5}  {reason}\n"),
+        };
+    }
+    Err(table)
+}
+
+/// Sleeps longer the longer it has waited: about a hundredth of that time.
+struct Patience {
+    since: Instant,
+}
+
+impl Patience {
+    const SHORTEST: Duration = Duration::from_micros(10);
+    const LONGEST: Duration = Duration::from_millis(4);
+
+    fn new() -> Self {
+        Patience {
+            since: Instant::now(),
+        }
+    }
+
+    fn sleep(&mut self) {
+        let waited = self.since.elapsed();
+        if waited < Self::SHORTEST {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep((waited / 100).clamp(Self::SHORTEST, Self::LONGEST));
+        }
+    }
+}
+
+/// A message under way and the memory that MPI reads it from.
+struct PendingSend {
+    /// `None` once MPI is done with the buffer.
+    request: Option<Request<'static, [u8], StaticScope>>,
+    /// From `Box::into_raw`; freed when the request is complete.
+    buffer: *mut [u8],
+}
+
+impl PendingSend {
+    fn start(to: &impl Destination, bytes: Vec<u8>, tag: Tag) -> Self {
+        let buffer = Box::into_raw(bytes.into_boxed_slice());
+        // SAFETY: `buffer` comes from a box that nobody else has. It is freed in `is_complete`
+        // only, after the request that holds this reference has ended; a request that never ends
+        // leaks it.
+        let bytes: &'static [u8] = unsafe { &*buffer };
+        PendingSend {
+            request: Some(to.immediate_send_with_tag(StaticScope, bytes, tag)),
+            buffer,
+        }
+    }
+
+    /// Whether the message has left; its memory is then free.
+    fn is_complete(&mut self) -> bool {
+        let Some(request) = self.request.take() else {
+            return true;
+        };
+        match request.test() {
+            Ok(_) => {
+                // SAFETY: the pointer is from `Box::into_raw`; MPI has finished with the memory
+                // and the request with its reference has just been consumed. `request` is `None`
+                // from here on, so this happens once.
+                drop(unsafe { Box::from_raw(self.buffer) });
+                true
+            }
+            Err(request) => {
+                self.request = Some(request);
+                false
+            }
+        }
+    }
+}
+
+impl Drop for PendingSend {
+    fn drop(&mut self) {
+        if !self.is_complete() {
+            // The receiver never took it. MPI may still read the memory, so both are leaked.
+            std::mem::forget(self.request.take());
+        }
+    }
+}
+
+/// Rank 0's end.
+pub struct MpiWorkers<'a> {
+    world: &'a SimpleCommunicator,
+    devices: Vec<String>,
+    /// Why a worker is gone.
+    lost: Vec<Option<String>>,
+    /// Whether its loss has been told.
+    told: Vec<bool>,
+    sends: VecDeque<PendingSend>,
+}
+
+impl MpiWorkers<'_> {
+    fn push(&mut self, worker: usize, bytes: Vec<u8>, tag: Tag) {
+        let process = self.world.process_at_rank(worker as i32 + 1);
+        self.sends
+            .push_back(PendingSend::start(&process, bytes, tag));
+    }
+
+    fn lose(&mut self, worker: usize, reason: String) -> Option<WorkerEvent> {
+        self.lost[worker].get_or_insert_with(|| reason.clone());
+        if std::mem::replace(&mut self.told[worker], true) {
+            return None;
+        }
+        Some(WorkerEvent::Lost { worker, reason })
+    }
+
+    fn read(&mut self, bytes: &[u8], status: Status) -> Option<WorkerEvent> {
+        let worker = usize::try_from(status.source_rank() - 1).ok()?;
+        match status.tag() {
+            OUTCOMES if self.lost[worker].is_some() => None,
+            OUTCOMES => match wire::decode_outcomes(bytes) {
+                Ok((shard, outcomes)) => Some(WorkerEvent::Done {
+                    worker,
+                    shard,
+                    outcomes,
+                }),
+                Err(error) => self.lose(worker, format!("unreadable outcomes: {error}")),
+            },
+            LEFT => self.lose(worker, String::from_utf8_lossy(bytes).into_owned()),
+            tag => self.lose(worker, format!("a message with the unknown tag {tag}")),
+        }
+    }
+}
+
+impl Workers for MpiWorkers<'_> {
+    fn devices(&self) -> &[String] {
+        &self.devices
+    }
+
+    fn send(&mut self, worker: usize, shard: Arc<Shard>) -> Result<(), SendError> {
+        if let Some(reason) = &self.lost[worker] {
+            return Err(SendError::Lost {
+                worker,
+                reason: reason.clone(),
+            });
+        }
+        let bytes = wire::encode_shard(&shard);
+        if bytes.len() > MAX_MESSAGE_BYTES {
+            return Err(SendError::TooLarge {
+                mib: bytes.len() >> 20,
+                limit_mib: MAX_MESSAGE_BYTES >> 20,
+            });
+        }
+        self.push(worker, bytes, SHARD);
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Option<WorkerEvent> {
+        self.sends.retain_mut(|send| !send.is_complete());
+        while let Some(message) = self.world.any_process().immediate_matched_probe() {
+            let (bytes, status) = receive(message);
+            let event = self.read(&bytes, status);
+            if event.is_some() {
+                return event;
+            }
+        }
+        None
+    }
+
+    fn wakes_engine(&self) -> bool {
+        false
+    }
+
+    fn shut_down(&mut self) {
+        for worker in 0..self.devices.len() {
+            // Also to those that have given up: they wait for it.
+            self.push(worker, Vec::new(), LEAVE);
+        }
+        let deadline = Instant::now() + GRACE;
+        let mut patience = Patience::new();
+        while self.lost.iter().any(Option::is_none) || !self.sends.is_empty() {
+            if self.poll().is_none() {
+                patience.sleep();
+            }
+            if Instant::now() > deadline {
+                let missing: Vec<usize> = (0..self.devices.len())
+                    .filter(|&worker| self.lost[worker].is_none())
+                    .map(|worker| worker + 1)
+                    .collect();
+                tracing::error!(ranks = ?missing, "ranks that do not leave; ending the job");
+                self.world.abort(1);
+            }
+        }
+    }
+}
+
+/// A worker rank's end.
+pub struct MpiLink<'a> {
+    world: &'a SimpleCommunicator,
+    /// Whether rank 0 has said that no more shards follow.
+    dismissed: bool,
+}
+
+impl MpiLink<'_> {
+    /// The last word of a worker, when it has no more shards or gives up: tells rank 0 that it
+    /// takes none any more, and why, and waits until rank 0 sends none.
+    pub fn leave(mut self, reason: &str) {
+        self.send(reason.as_bytes(), LEFT);
+        let mut patience = Patience::new();
+        while !self.told_to_leave() {
+            self.drop_shards();
+            patience.sleep();
+        }
+    }
+
+    fn told_to_leave(&mut self) -> bool {
+        let root = self.world.process_at_rank(0);
+        if !self.dismissed
+            && let Some(message) = root.immediate_matched_probe_with_tag(LEAVE)
+        {
+            drop(receive(message));
+            // Messages do not overtake each other: all shards sent before are there.
+            self.drop_shards();
+            self.dismissed = true;
+        }
+        self.dismissed
+    }
+
+    fn drop_shards(&self) {
+        let root = self.world.process_at_rank(0);
+        while let Some(message) = root.immediate_matched_probe_with_tag(SHARD) {
+            drop(receive(message));
+        }
+    }
+
+    /// Sends without spinning; rank 0 never blocks, so this ends.
+    fn send(&self, bytes: &[u8], tag: Tag) {
+        let root = self.world.process_at_rank(0);
+        mpi::request::scope(|scope| {
+            let mut request = root.immediate_send_with_tag(scope, bytes, tag);
+            let mut patience = Patience::new();
+            loop {
+                match request.test() {
+                    Ok(_) => return,
+                    Err(pending) => request = pending,
+                }
+                patience.sleep();
+            }
+        });
+    }
+}
+
+impl Link for MpiLink<'_> {
+    fn take(&mut self) -> Option<Arc<Shard>> {
+        let root = self.world.process_at_rank(0);
+        let mut patience = Patience::new();
+        loop {
+            if self.told_to_leave() {
+                return None;
+            }
+            let Some(message) = root.immediate_matched_probe_with_tag(SHARD) else {
+                patience.sleep();
+                continue;
+            };
+            let (bytes, _) = receive(message);
+            match wire::decode_shard(&bytes) {
+                Ok(shard) => return Some(Arc::new(shard)),
+                Err(error) => {
+                    tracing::error!(%error, "unreadable shard");
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, shard: u64, mut outcomes: Vec<Outcome>) {
+        let mut bytes = wire::encode_outcomes(shard, &outcomes);
+        if bytes.len() > MAX_MESSAGE_BYTES {
+            let reason = format!(
+                "the new state is in a message of {} MiB, the limit is {} MiB",
+                bytes.len() >> 20,
+                MAX_MESSAGE_BYTES >> 20
+            );
+            for outcome in &mut outcomes {
+                outcome.result = Err(reason.clone());
+            }
+            bytes = wire::encode_outcomes(shard, &outcomes);
+        }
+        self.send(&bytes, OUTCOMES);
+    }
+}

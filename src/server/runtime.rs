@@ -1,0 +1,138 @@
+//! The threads on which the server's tasks run, and signals. What is asynchronous ends here: the
+//! rest of the program sees a handle.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::{EngineSender, Health, ServerSettings, serve};
+
+/// Threads that move bytes. Encoding a large frame takes one of them for a moment.
+const THREADS: usize = 2;
+
+/// How long the sockets may take to say goodbye before the engine stops anyway: launchers kill
+/// what is still there a second or so after SIGTERM, and recordings have to be closed by then.
+const HEAD_START: Duration = Duration::from_millis(300);
+
+/// A server on threads of its own.
+#[derive(Debug)]
+pub struct RunningServer {
+    thread: JoinHandle<io::Result<()>>,
+    stop: watch::Sender<bool>,
+}
+
+impl RunningServer {
+    /// Serves on `listener` until SIGINT or SIGTERM (a second one ends the process) or until
+    /// [`RunningServer::stop`]. `stopped` is called when the engine should stop: shortly after
+    /// such a signal, or when the listener has failed.
+    ///
+    /// # Errors
+    /// The listener, the threads or the signals cannot be used.
+    pub fn start(
+        listener: TcpListener,
+        to_engine: Arc<dyn EngineSender>,
+        health: Arc<Health>,
+        settings: ServerSettings,
+        stopped: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<RunningServer> {
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("server")
+            .enable_all()
+            .build()?;
+        let (stop, stopping) = watch::channel(false);
+        let (listener, mut interrupt, mut terminate) = {
+            let _inside = runtime.enter();
+            (
+                tokio::net::TcpListener::from_std(listener)?,
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::terminate())?,
+            )
+        };
+        let stopped = Arc::new(stopped);
+        let on_signal = {
+            let (stop, stopped) = (stop.clone(), stopped.clone());
+            async move {
+                let name = tokio::select! {
+                    _ = interrupt.recv() => "SIGINT",
+                    _ = terminate.recv() => "SIGTERM",
+                };
+                tracing::info!("{name}: closing the sessions");
+                // Nobody listens any more if the server has ended by itself.
+                let _ = stop.send(true);
+                tokio::time::sleep(HEAD_START).await;
+                stopped();
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                tracing::warn!("second signal: ending at once");
+                std::process::exit(130);
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("server-main".into())
+            .spawn(move || {
+                runtime.spawn(on_signal);
+                let result =
+                    runtime.block_on(serve(listener, to_engine, health, settings, stopping));
+                if let Err(error) = &result {
+                    tracing::error!(%error, "the server has failed");
+                }
+                stopped();
+                runtime.shutdown_timeout(Duration::from_secs(1));
+                result
+            })?;
+        Ok(RunningServer { thread, stop })
+    }
+
+    /// Closes all sockets and waits for the server's end.
+    ///
+    /// # Errors
+    /// The listener has failed.
+    pub fn stop(self) -> io::Result<()> {
+        // An error means that it has ended already.
+        let _ = self.stop.send(true);
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the server thread has panicked")))
+    }
+}
+
+/// Lets SIGINT and SIGTERM pass for so long: launchers send them to all ranks, but rank 0 decides
+/// when the others leave. After `grace` the process ends by itself.
+///
+/// # Errors
+/// The thread or the signals cannot be used.
+pub fn outlive_signals(grace: Duration) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        )
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                tokio::time::sleep(grace).await;
+            });
+            tracing::error!(?grace, "rank 0 has not dismissed this rank after a signal");
+            std::process::exit(143);
+        })?;
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! The recorder of a build without HDF5: it cannot be started.
+
+use super::{RecordMessage, RecordNotice, RecorderSettings, RecorderStatus, TrajectoryError};
+
+/// Has no values in a build without the feature `hdf5`.
+#[derive(Debug)]
+pub enum Recorder {}
+
+impl Recorder {
+    /// Always [`TrajectoryError::NotBuilt`].
+    pub fn start(_settings: RecorderSettings) -> Result<Self, TrajectoryError> {
+        Err(TrajectoryError::NotBuilt)
+    }
+
+    /// Cannot be called: there is no recorder.
+    pub fn send(&self, _message: RecordMessage) -> Result<(), TrajectoryError> {
+        match *self {}
+    }
+
+    /// Cannot be called: there is no recorder.
+    pub fn status(&self) -> RecorderStatus {
+        match *self {}
+    }
+
+    /// Cannot be called: there is no recorder.
+    pub fn take_notices(&self) -> Vec<RecordNotice> {
+        match *self {}
+    }
+
+    /// Cannot be called: there is no recorder.
+    pub fn finish(self) -> RecorderStatus {
+        match self {}
+    }
+}

@@ -1,0 +1,395 @@
+//! The writer thread: takes messages off the queue, keeps one file per session.
+//!
+//! A file that cannot be written (full disk, lost directory) never stops a simulation: its frames
+//! are held back as far as memory is set aside for them, then dropped and counted; the recorder
+//! tries again at every flush and notes the gap in the file's events once it succeeds.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::queue::{Queue, Received};
+use super::writer::Writer;
+use super::{
+    FrameData, Header, RecordMessage, RecordNotice, RecordNoticeKind, RecorderSettings,
+    RecorderStatus, TrajectoryError,
+};
+
+/// Notices kept for a caller that does not fetch them.
+const NOTICES: usize = 4096;
+/// How often a file is closed in vain before the recorder leaves it to `repair`.
+const CLOSE_ATTEMPTS: u32 = 3;
+
+/// Records sessions into H5MD files from a thread of its own.
+///
+/// Dropping it finishes all files.
+#[derive(Debug)]
+pub struct Recorder {
+    shared: Arc<Shared>,
+    send_timeout: Duration,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Queue,
+    status: Mutex<RecorderStatus>,
+    notices: Mutex<Vec<RecordNotice>>,
+}
+
+impl Recorder {
+    /// Starts the writer thread, after checking that the directory can be written.
+    pub fn start(settings: RecorderSettings) -> Result<Self, TrajectoryError> {
+        let directory = &settings.directory;
+        let error = |e: std::io::Error| TrajectoryError::file(directory, e);
+        std::fs::create_dir_all(directory).map_err(error)?;
+        let probe = directory.join(format!(".umaserve-probe-{}", std::process::id()));
+        std::fs::write(&probe, b"").map_err(error)?;
+        std::fs::remove_file(&probe).map_err(error)?;
+
+        let shared = Arc::new(Shared {
+            queue: Queue::new(settings.queue_bytes),
+            status: Mutex::default(),
+            notices: Mutex::default(),
+        });
+        let send_timeout = settings.send_timeout;
+        let thread = std::thread::Builder::new()
+            .name("trajectory".to_owned())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    Recording {
+                        settings,
+                        shared,
+                        sessions: HashMap::new(),
+                    }
+                    .run();
+                }
+            })
+            .map_err(|e| TrajectoryError::Invalid(format!("no thread for the recorder: {e}")))?;
+        Ok(Self {
+            shared,
+            send_timeout,
+            thread: Some(thread),
+        })
+    }
+
+    /// Hands a message to the writer. Returns at once unless the queue is full; then a frame waits
+    /// at most [`RecorderSettings::send_timeout`] and is dropped with [`TrajectoryError::Full`]
+    /// (counted in the status, and noted in the file). Other messages are always taken.
+    pub fn send(&self, message: RecordMessage) -> Result<(), TrajectoryError> {
+        self.shared.queue.push(message, self.send_timeout)
+    }
+
+    /// The counters now.
+    pub fn status(&self) -> RecorderStatus {
+        RecorderStatus {
+            queued_bytes: self.shared.queue.bytes(),
+            ..lock(&self.shared.status).clone()
+        }
+    }
+
+    /// What happened since the last call, oldest first.
+    pub fn take_notices(&self) -> Vec<RecordNotice> {
+        std::mem::take(&mut lock(&self.shared.notices))
+    }
+
+    /// Writes everything that was sent, closes all files and returns the final counters.
+    pub fn finish(mut self) -> RecorderStatus {
+        self.stop();
+        self.status()
+    }
+
+    fn stop(&mut self) {
+        self.shared.queue.close();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            lock(&self.shared.status).last_error = Some("the recorder thread panicked".to_owned());
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// One session in the writer thread.
+struct Session {
+    label: String,
+    header: Header,
+    /// The file; `None` while it could not be created.
+    writer: Option<Writer>,
+    /// What the status already counts of this file.
+    counted: Counted,
+    /// Whether the last attempt to write failed.
+    failing: bool,
+    /// Frames dropped since the last notice about them.
+    dropped: u64,
+    last_step: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Counted {
+    frames: u64,
+    safe: u64,
+    bytes: u64,
+}
+
+/// The writer thread's state.
+struct Recording {
+    settings: RecorderSettings,
+    shared: Arc<Shared>,
+    sessions: HashMap<u64, Session>,
+}
+
+impl Recording {
+    fn run(mut self) {
+        let interval = self.settings.flush_interval;
+        let mut next_flush = Instant::now() + interval;
+        loop {
+            let received = self.shared.queue.pop(next_flush);
+            let start = Instant::now();
+            let closed = matches!(received, Received::Closed);
+            if let Received::Message(message) = received {
+                self.take(message);
+            }
+            if closed || start >= next_flush {
+                self.flush();
+                next_flush = Instant::now() + interval;
+            }
+            if closed {
+                let mut keys: Vec<u64> = self.sessions.keys().copied().collect();
+                keys.sort_unstable();
+                for key in keys {
+                    self.close(key);
+                }
+            }
+            let mut status = lock(&self.shared.status);
+            status.busy_seconds += start.elapsed().as_secs_f64();
+            status.open_files = self
+                .sessions
+                .values()
+                .filter(|s| s.writer.is_some())
+                .count();
+            if closed {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, message: RecordMessage) {
+        match message {
+            RecordMessage::Open { key, label, header } => {
+                self.close(key);
+                let session = Session {
+                    label,
+                    header,
+                    writer: None,
+                    counted: Counted::default(),
+                    failing: false,
+                    dropped: 0,
+                    last_step: 0,
+                };
+                self.sessions.insert(key, session);
+                self.attend(key, |_, _| Ok(()));
+            }
+            RecordMessage::Frame { key, frame } => self.frame(key, &frame),
+            RecordMessage::Event { key, step, text } => {
+                if let Some(writer) = self.sessions.get_mut(&key).and_then(|s| s.writer.as_mut()) {
+                    writer.push_event(step, text);
+                }
+            }
+            RecordMessage::Close { key } => self.close(key),
+        }
+    }
+
+    fn frame(&mut self, key: u64, frame: &FrameData) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            lock(&self.shared.status).frames_dropped += 1;
+            return;
+        };
+        session.last_step = frame.step;
+        let full = session.writer.as_ref().is_none_or(Writer::is_full);
+        if full {
+            session.dropped += 1;
+            lock(&self.shared.status).frames_dropped += 1;
+            return;
+        }
+        // A failing file is only tried again at the next flush, not at every frame.
+        let commit = !session.failing;
+        let mut unfit = None;
+        self.attend(key, |writer, _| {
+            match writer.push(frame) {
+                Ok(()) if commit => writer.commit_if_due()?,
+                Ok(()) => {}
+                // The frame's fault, not the file's: it is counted and the recording goes on.
+                Err(error) => unfit = Some(error),
+            }
+            Ok(())
+        });
+        if let Some(error) = unfit {
+            let mut status = lock(&self.shared.status);
+            status.frames_dropped += 1;
+            status.last_error = Some(error.to_string());
+            drop(status);
+            self.notify(
+                key,
+                RecordNoticeKind::Failed {
+                    error: error.to_string(),
+                },
+            );
+        }
+    }
+
+    fn flush(&mut self) {
+        for (key, frames) in self.shared.queue.take_refused() {
+            lock(&self.shared.status).frames_dropped += frames;
+            if let Some(session) = self.sessions.get_mut(&key) {
+                session.dropped += frames;
+            }
+        }
+        let keys: Vec<u64> = self.sessions.keys().copied().collect();
+        for key in keys {
+            self.attend(key, |writer, failing| {
+                // While the file fails there is no point in filling the journal as well, but a
+                // journal that still fits saves what is held back.
+                let commit = writer.commit_if_due();
+                let flush = writer.flush();
+                if failing {
+                    commit.and(flush)
+                } else {
+                    flush.and(commit)
+                }
+            });
+        }
+    }
+
+    /// Does something with the file of `key`, creating it if it is missing, and tells when its
+    /// state (failing or not) changes.
+    fn attend(
+        &mut self,
+        key: u64,
+        act: impl FnOnce(&mut Writer, bool) -> Result<(), TrajectoryError>,
+    ) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let mut notices = Vec::new();
+        let opened = match session.writer {
+            Some(_) => Ok(()),
+            None => Writer::create(
+                &self.settings.directory,
+                &session.label,
+                &session.header,
+                &self.settings.author,
+            )
+            .map(|writer| {
+                notices.push(RecordNoticeKind::Opened {
+                    path: writer.path().to_owned(),
+                });
+                session.counted = Counted::default();
+                session.writer = Some(writer);
+            }),
+        };
+        let failing = session.failing;
+        let result = opened.and_then(|()| match &mut session.writer {
+            Some(writer) => act(writer, failing),
+            None => Ok(()),
+        });
+        match result {
+            Ok(()) => {
+                session.failing = false;
+                if session.dropped > 0
+                    && let Some(writer) = &mut session.writer
+                    && !writer.is_full()
+                {
+                    let frames_dropped = std::mem::take(&mut session.dropped);
+                    let text = format!("{frames_dropped} frames were dropped before this one");
+                    writer.push_event(session.last_step, text);
+                    notices.push(RecordNoticeKind::Recovered { frames_dropped });
+                }
+            }
+            Err(error) => {
+                lock(&self.shared.status).last_error = Some(error.to_string());
+                if !session.failing {
+                    notices.push(RecordNoticeKind::Failed {
+                        error: error.to_string(),
+                    });
+                }
+                session.failing = true;
+            }
+        }
+        if let Some(writer) = &session.writer {
+            let (frames, safe) = (writer.frames_in_file(), writer.frames_safe());
+            let old = session.counted;
+            if (frames, safe) != (old.frames, old.safe) {
+                let bytes = writer.bytes_written();
+                let mut status = lock(&self.shared.status);
+                status.frames_written += frames - old.frames;
+                // A batch that reached the file counts fully; the journal never runs ahead of it.
+                status.frames_safe += safe.max(old.safe) - old.safe;
+                status.bytes_written += bytes.saturating_sub(old.bytes);
+                session.counted = Counted {
+                    frames,
+                    safe: safe.max(old.safe),
+                    bytes,
+                };
+            }
+        }
+        for kind in notices {
+            self.notify(key, kind);
+        }
+    }
+
+    fn close(&mut self, key: u64) {
+        if !self.sessions.contains_key(&key) {
+            return;
+        }
+        // The last frames of a failing file deserve another attempt before it is given up.
+        for _ in 0..CLOSE_ATTEMPTS {
+            self.attend(key, |writer, _| writer.commit());
+            if self.sessions.get(&key).is_some_and(|s| !s.failing) {
+                break;
+            }
+        }
+        let Some(session) = self.sessions.remove(&key) else {
+            return;
+        };
+        let Some(writer) = session.writer else {
+            return;
+        };
+        let path = writer.path().to_owned();
+        let taken = writer.frames();
+        let kind = match writer.close() {
+            Ok(frames) => RecordNoticeKind::Closed { path, frames },
+            Err((error, lost)) => {
+                let error = format!(
+                    "{error}; {lost} frames are lost, `umaserve trajectory repair` brings the \
+                     others back"
+                );
+                let mut status = lock(&self.shared.status);
+                status.frames_dropped += lost;
+                status.frames_safe += (taken - lost).saturating_sub(session.counted.safe);
+                status.last_error = Some(error.clone());
+                RecordNoticeKind::Failed { error }
+            }
+        };
+        self.notify(key, kind);
+    }
+
+    fn notify(&self, key: u64, kind: RecordNoticeKind) {
+        let mut notices = lock(&self.shared.notices);
+        if notices.len() < NOTICES {
+            notices.push(RecordNotice { key, kind });
+        }
+    }
+}
+
+// A panic elsewhere leaves plain counters behind, so a poisoned lock is still usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

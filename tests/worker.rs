@@ -1,0 +1,232 @@
+//! What a worker makes of a shard.
+
+mod common;
+
+use common::LennardJones;
+use common::viewer::cluster;
+use umaserve::comm::{Job, Outcome, SessionId, Shard, Task};
+use umaserve::dynamics::{Method, State, begin_step, end_step};
+use umaserve::neighbors::NeighborList;
+use umaserve::potential::{EdgeGradients, EvaluationError, Potential, evaluate};
+use umaserve::system::System;
+use umaserve::worker::run;
+
+const MAX_EDGES: usize = 100_000;
+
+const LANGEVIN: Method = Method::Langevin {
+    timestep_fs: 0.5,
+    temperature_kelvin: 300.0,
+    friction: 0.02,
+};
+
+fn at_rest(system: System) -> State {
+    State {
+        velocities: vec![[0.0; 3]; system.len()],
+        system,
+        seed: 7,
+        ..State::default()
+    }
+}
+
+fn shard(jobs: impl IntoIterator<Item = (Task, State)>) -> Shard {
+    let jobs = jobs.into_iter().enumerate();
+    Shard {
+        id: 1,
+        jobs: jobs
+            .map(|(k, (task, state))| Job {
+                session: SessionId(k as u64),
+                serial: 10 + k as u64,
+                task,
+                state,
+            })
+            .collect(),
+    }
+}
+
+fn potential() -> LennardJones {
+    LennardJones::default()
+}
+
+fn mixed_jobs() -> Vec<(Task, State)> {
+    let bfgs = Method::Bfgs {
+        max_step_angstrom: 0.1,
+    };
+    let known = {
+        let mut state = at_rest(cluster(9, 3));
+        let answer = evaluate(&potential(), &[&state.system], MAX_EDGES);
+        state.evaluation = Some(answer[0].clone().unwrap());
+        state
+    };
+    vec![
+        (Task::Evaluate, at_rest(cluster(4, 0))),
+        (Task::Step(LANGEVIN), at_rest(cluster(12, 1))),
+        (Task::Step(bfgs), at_rest(cluster(6, 2))),
+        (Task::Step(LANGEVIN), known),
+    ]
+}
+
+#[test]
+fn a_step_is_begin_evaluate_end() {
+    let state = at_rest(cluster(12, 1));
+    let mut expected = state.clone();
+    let forces_at = |state: &State| {
+        let answer = evaluate(&potential(), &[&state.system], MAX_EDGES);
+        answer[0].clone().unwrap()
+    };
+    expected.evaluation = Some(forces_at(&expected));
+    begin_step(&LANGEVIN, &mut expected).unwrap();
+    let evaluation = forces_at(&expected);
+    end_step(&LANGEVIN, &mut expected, evaluation).unwrap();
+
+    let outcomes = run(
+        &shard([(Task::Step(LANGEVIN), state)]),
+        &potential(),
+        MAX_EDGES,
+    );
+    assert_eq!(outcomes[0].result, Ok(expected));
+}
+
+#[test]
+fn an_evaluation_changes_nothing_but_the_evaluation() {
+    let state = at_rest(cluster(5, 0));
+    let outcomes = run(
+        &shard([(Task::Evaluate, state.clone())]),
+        &potential(),
+        MAX_EDGES,
+    );
+    let answer = outcomes[0].result.clone().unwrap();
+    let direct = evaluate(&potential(), &[&state.system], MAX_EDGES);
+    assert_eq!(answer.evaluation, Some(direct[0].clone().unwrap()));
+    let rest = State {
+        evaluation: None,
+        ..answer
+    };
+    assert_eq!(rest, state);
+}
+
+#[test]
+fn jobs_in_a_batch_have_the_outcomes_of_jobs_alone() {
+    let jobs = mixed_jobs();
+    let together = run(&shard(jobs.clone()), &potential(), MAX_EDGES);
+    for (k, (task, state)) in jobs.into_iter().enumerate() {
+        let alone = run(&shard([(task, state)]), &potential(), MAX_EDGES);
+        assert_eq!(together[k].session, SessionId(k as u64));
+        assert_eq!(together[k].serial, 10 + k as u64);
+        assert_eq!(together[k].result, alone[0].result);
+        assert_eq!(together[k].edges, alone[0].edges);
+    }
+}
+
+#[test]
+fn outcomes_tell_the_edges_of_the_last_evaluation() {
+    let near = cluster(4, 0);
+    let mut far = near.clone();
+    for (atom, position) in far.positions.iter_mut().enumerate() {
+        position[0] += 100.0 * atom as f64;
+    }
+    let jobs = [near, far].map(|system| (Task::Evaluate, at_rest(system)));
+    let outcomes = run(&shard(jobs), &potential(), MAX_EDGES);
+    assert_eq!(outcomes[0].edges, 12, "four atoms, all within the cutoff");
+    assert_eq!(outcomes[1].edges, 0);
+}
+
+fn errors(outcomes: &[Outcome]) -> Vec<Option<&str>> {
+    let results = outcomes.iter().map(|outcome| &outcome.result);
+    results
+        .map(|result| result.as_ref().err().map(String::as_str))
+        .collect()
+}
+
+#[test]
+fn what_is_wrong_with_a_job_is_its_own_error() {
+    let good = || (Task::Step(LANGEVIN), at_rest(cluster(8, 0)));
+    let mut unknown_element = at_rest(cluster(4, 0));
+    unknown_element.system.numbers[2] = 92;
+    let mut hot = at_rest(cluster(4, 0));
+    hot.velocities[1] = [1e6, 0.0, 0.0];
+    // So close that the step would fling the atoms apart.
+    let mut collided = at_rest(cluster(4, 0));
+    collided.system.positions[1] = collided.system.positions[0].map(|x| x + 0.01);
+    let mut short = at_rest(cluster(4, 0));
+    short.velocities.pop();
+    let mut not_a_number = at_rest(cluster(4, 0));
+    not_a_number.system.positions[0][1] = f64::NAN;
+    let crowded = at_rest(cluster(60, 0));
+
+    let jobs = [
+        good(),
+        (Task::Step(LANGEVIN), unknown_element),
+        (Task::Step(LANGEVIN), hot),
+        (Task::Step(LANGEVIN), collided),
+        (Task::Step(LANGEVIN), short),
+        (Task::Evaluate, not_a_number),
+        (Task::Evaluate, crowded),
+        good(),
+    ];
+    let outcomes = run(&shard(jobs), &potential(), 500);
+    let errors = errors(&outcomes);
+    assert_eq!(errors[0], None);
+    assert!(
+        errors[1].unwrap().contains("atomic number 92"),
+        "{errors:?}"
+    );
+    assert!(errors[2].unwrap().contains("instability"), "{errors:?}");
+    assert!(errors[3].is_some(), "{errors:?}");
+    assert!(
+        errors[4].unwrap().contains("3 velocities for 4 atoms"),
+        "{errors:?}"
+    );
+    assert!(errors[5].unwrap().contains("not finite"), "{errors:?}");
+    assert!(errors[6].unwrap().contains("limit of 500"), "{errors:?}");
+    assert_eq!(errors[7], None);
+    assert_eq!(outcomes[0].result, outcomes[7].result);
+}
+
+/// Panics for uranium.
+struct Fragile(LennardJones);
+
+impl Potential for Fragile {
+    fn cutoff_angstrom(&self) -> f64 {
+        self.0.cutoff_angstrom()
+    }
+
+    fn max_neighbors(&self) -> usize {
+        self.0.max_neighbors()
+    }
+
+    fn check(&self, _: &System) -> Result<(), EvaluationError> {
+        Ok(())
+    }
+
+    fn edge_gradients(
+        &self,
+        batch: &[(&System, &NeighborList)],
+    ) -> Vec<Result<EdgeGradients, EvaluationError>> {
+        let elements = batch.iter().flat_map(|(system, _)| &system.numbers);
+        assert!(elements.copied().all(|z| z != 92), "uranium is too heavy");
+        self.0.edge_gradients(batch)
+    }
+}
+
+#[test]
+fn a_panic_of_the_potential_costs_only_the_job_that_causes_it() {
+    let mut uranium = at_rest(cluster(4, 0));
+    uranium.system.numbers[0] = 92;
+    let good = (Task::Step(LANGEVIN), at_rest(cluster(8, 0)));
+    let jobs = [good.clone(), (Task::Evaluate, uranium), good.clone()];
+    let outcomes = run(&shard(jobs), &Fragile(potential()), MAX_EDGES);
+    let alone = run(&shard([good]), &potential(), MAX_EDGES);
+    assert!(
+        errors(&outcomes)[1]
+            .unwrap()
+            .contains("uranium is too heavy")
+    );
+    assert_eq!(outcomes[0].result, alone[0].result);
+    assert_eq!(outcomes[2].result, alone[0].result);
+    assert_eq!(outcomes[2].edges, alone[0].edges);
+}
+
+#[test]
+fn an_empty_shard_has_no_outcomes() {
+    assert!(run(&shard([]), &potential(), MAX_EDGES).is_empty());
+}
