@@ -257,9 +257,9 @@ pub enum TrajectoryError {
         "this umaserve was built without the feature `hdf5`: trajectories can be neither recorded nor read"
     )]
     NotBuilt,
-    /// The frame waited too long for a place in the queue and was dropped.
+    /// The frame or event waited too long for a place in the queue and was dropped.
     #[error(
-        "the recorder is behind: a frame was dropped after waiting {waited_ms} ms ({queued_bytes} bytes queued)"
+        "the recorder is behind: a frame or event was dropped after waiting {waited_ms} ms ({queued_bytes} bytes queued)"
     )]
     Full {
         /// Milliseconds waited.

@@ -1,8 +1,8 @@
 //! The bounded queue between the engine and the writer thread.
 //!
 //! It is bounded by bytes, not by messages: a frame of ten atoms and one of a million must not
-//! count the same. Only frames may be refused; Open, Event and Close are small and always taken,
-//! so a full queue never loses the end of a file.
+//! count the same. Frames and events may be refused; Open and Close are few and always taken, so a
+//! full queue never loses the end of a file.
 
 use std::collections::VecDeque;
 use std::mem::size_of;
@@ -54,7 +54,7 @@ impl Queue {
         }
     }
 
-    /// Appends a message, waiting at most `timeout` for room if it is a frame.
+    /// Appends a message, waiting at most `timeout` for room if it is a frame or an event.
     pub(super) fn push(
         &self,
         message: RecordMessage,
@@ -66,26 +66,30 @@ impl Queue {
             _ => None,
         };
         let mut inner = self.lock();
-        if let Some(key) = frame_of {
-            let start = Instant::now();
-            // An empty queue takes any frame, so that one larger than the limit can pass.
-            while !inner.closed && inner.bytes > 0 && inner.bytes + bytes > self.limit_bytes {
-                let Some(left) = timeout.checked_sub(start.elapsed()) else {
+        let start = Instant::now();
+        // An empty queue takes anything, so that a frame larger than the limit can pass.
+        while bytes > 0
+            && !inner.closed
+            && inner.bytes > 0
+            && inner.bytes + bytes > self.limit_bytes
+        {
+            let Some(left) = timeout.checked_sub(start.elapsed()) else {
+                if let Some(key) = frame_of {
                     match inner.refused.iter_mut().find(|(k, _)| *k == key) {
                         Some((_, count)) => *count += 1,
                         None => inner.refused.push((key, 1)),
                     }
-                    return Err(TrajectoryError::Full {
-                        waited_ms: timeout.as_millis() as u64,
-                        queued_bytes: inner.bytes,
-                    });
-                };
-                inner = self
-                    .emptied
-                    .wait_timeout(inner, left)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
-            }
+                }
+                return Err(TrajectoryError::Full {
+                    waited_ms: timeout.as_millis() as u64,
+                    queued_bytes: inner.bytes,
+                });
+            };
+            inner = self
+                .emptied
+                .wait_timeout(inner, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         if inner.closed {
             return Err(TrajectoryError::Stopped);
@@ -150,7 +154,8 @@ fn message_bytes(message: &RecordMessage) -> usize {
             let vectors = frame.positions.len() + frame.velocities.len() + frame.forces.len();
             size_of::<FrameData>() + vectors * size_of::<[f64; 3]>()
         }
-        _ => 0,
+        RecordMessage::Event { text, .. } => size_of::<RecordMessage>() + text.len(),
+        RecordMessage::Open { .. } | RecordMessage::Close { .. } => 0,
     }
 }
 
@@ -181,7 +186,16 @@ mod tests {
             queue.push(frame(100), timeout),
             Err(TrajectoryError::Full { .. })
         ));
-        assert_eq!(queue.take_refused(), vec![(7, 2)]);
+        let event = RecordMessage::Event {
+            key: 7,
+            step: 0,
+            text: "x".repeat(10_000),
+        };
+        assert!(matches!(
+            queue.push(event, timeout),
+            Err(TrajectoryError::Full { .. })
+        ));
+        assert_eq!(queue.take_refused(), vec![(7, 2)], "frames only");
         queue
             .push(RecordMessage::Close { key: 7 }, timeout)
             .expect("the end of a file is never refused");

@@ -75,9 +75,10 @@ impl Recorder {
         })
     }
 
-    /// Hands a message to the writer. Returns at once unless the queue is full; then a frame waits
-    /// at most [`RecorderSettings::send_timeout`] and is dropped with [`TrajectoryError::Full`]
-    /// (counted in the status, and noted in the file). Other messages are always taken.
+    /// Hands a message to the writer. Returns at once unless the queue is full; then a frame or an
+    /// event waits at most [`RecorderSettings::send_timeout`] and is dropped with
+    /// [`TrajectoryError::Full`] (frames are counted in the status and noted in the file). Open and
+    /// Close are always taken.
     pub fn send(&self, message: RecordMessage) -> Result<(), TrajectoryError> {
         self.shared.queue.push(message, self.send_timeout)
     }
