@@ -154,18 +154,32 @@ pub fn silu_slope<T: Real>(x: T) -> T {
     s * x.mul_add(T::ONE - s, T::ONE)
 }
 
-/// Runs a kernel that is generic in how many channels it takes at once: the largest power of two
-/// up to 16 that divides the number of channels.
+/// Runs a kernel that is generic in how many channels it takes at once, W = 16 or 1.
 macro_rules! with_lanes {
     ($channels:expr, $kernel:ident::<$T:ty>($($argument:expr),* $(,)?)) => {
-        match $channels {
-            c if c % 16 == 0 => $kernel::<$T, 16>($($argument),*),
-            c if c % 4 == 0 => $kernel::<$T, 4>($($argument),*),
-            _ => $kernel::<$T, 1>($($argument),*),
+        if $channels % 16 == 0 {
+            $kernel::<$T, 16>($($argument),*)
+        } else {
+            $kernel::<$T, 1>($($argument),*)
         }
     };
 }
 pub(super) use with_lanes;
+
+/// The same for kernels that are also generic in the number G of such groups: known for the
+/// widths of the released models (8 x 16) and the narrowest (1 x 16), so that inner loops unroll;
+/// 0 means "see at run time".
+macro_rules! with_groups {
+    ($channels:expr, $kernel:ident::<$T:ty>($($argument:expr),* $(,)?)) => {
+        match $channels {
+            128 => $kernel::<$T, 16, 8>($($argument),*),
+            16 => $kernel::<$T, 16, 1>($($argument),*),
+            c if c % 16 == 0 => $kernel::<$T, 16, 0>($($argument),*),
+            _ => $kernel::<$T, 1, 0>($($argument),*),
+        }
+    };
+}
+pub(super) use with_groups;
 
 /// The numbers as groups of W.
 #[inline(always)]

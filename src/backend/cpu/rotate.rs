@@ -4,7 +4,7 @@
 //! each pair of rows is visited once.
 
 use super::real::{
-    Real, add_lanes, axpy, lanes, lanes_mut, product, product_plus, scaled, vectorised, with_lanes,
+    Real, add_lanes, axpy, lanes, lanes_mut, product, product_plus, scaled, vectorised, with_groups,
 };
 use super::run::{Frame, Run, SUMS, Tile};
 use crate::nn::Buf;
@@ -203,7 +203,7 @@ pub(super) fn gather<T: Real>(
     vectorised(
         #[inline(always)]
         || {
-            with_lanes!(
+            with_groups!(
                 run.program.channels,
                 gather_lanes::<T>(run, tile, x, radial, radial_width, y)
             )
@@ -213,7 +213,7 @@ pub(super) fn gather<T: Real>(
 }
 
 #[inline(always)]
-fn gather_lanes<T: Real, const W: usize>(
+fn gather_lanes<T: Real, const W: usize, const G: usize>(
     run: &Run<T>,
     tile: &Tile,
     x: &[T],
@@ -222,7 +222,7 @@ fn gather_lanes<T: Real, const W: usize>(
     y: &mut [T],
 ) {
     let (layout, geometry) = (run.layout, &run.geometry);
-    let groups = run.program.channels / W;
+    let groups = if G > 0 { G } else { run.program.channels / W };
     let (stride, width) = (layout.rows * groups, 2 * layout.edge_rows * groups);
     let (x, radial, y) = (
         lanes::<T, W>(x),
@@ -278,7 +278,7 @@ pub(super) fn gather_backward<T: Real>(
     vectorised(
         #[inline(always)]
         || {
-            with_lanes!(
+            with_groups!(
                 run.program.channels,
                 gather_backward_lanes::<T>(run, tile, &mut buffers)
             )
@@ -301,13 +301,13 @@ struct GatherBackward<'v, 'f, T> {
 }
 
 #[inline(always)]
-fn gather_backward_lanes<T: Real, const W: usize>(
+fn gather_backward_lanes<T: Real, const W: usize, const G: usize>(
     run: &Run<T>,
     tile: &Tile,
     buffers: &mut GatherBackward<T>,
 ) {
     let (layout, geometry) = (run.layout, &run.geometry);
-    let groups = run.program.channels / W;
+    let groups = if G > 0 { G } else { run.program.channels / W };
     let (stride, width) = (layout.rows * groups, 2 * layout.edge_rows * groups);
     let n_width = 2 * layout.rows * groups;
     let radial_width = buffers.radial_width / W;
@@ -384,7 +384,7 @@ pub(super) fn gather_add_up<T: Real>(
     vectorised(
         #[inline(always)]
         || {
-            with_lanes!(
+            with_groups!(
                 run.program.channels,
                 add_up_lanes::<T>(run, tile, n_bar, x_bar)
             )
@@ -394,9 +394,14 @@ pub(super) fn gather_add_up<T: Real>(
 }
 
 #[inline(always)]
-fn add_up_lanes<T: Real, const W: usize>(run: &Run<T>, tile: &Tile, n_bar: &[T], x_bar: &mut [T]) {
+fn add_up_lanes<T: Real, const W: usize, const G: usize>(
+    run: &Run<T>,
+    tile: &Tile,
+    n_bar: &[T],
+    x_bar: &mut [T],
+) {
     let geometry = &run.geometry;
-    let groups = run.program.channels / W;
+    let groups = if G > 0 { G } else { run.program.channels / W };
     let rows = run.layout.rows;
     let n_bar = lanes::<T, W>(n_bar);
     let x_bar = lanes_mut::<T, W>(x_bar);
@@ -448,7 +453,7 @@ pub(super) fn scatter<T: Real>(
     vectorised(
         #[inline(always)]
         || {
-            with_lanes!(
+            with_groups!(
                 run.program.channels,
                 scatter_lanes::<T>(run, tile, message, y)
             )
@@ -458,9 +463,14 @@ pub(super) fn scatter<T: Real>(
 }
 
 #[inline(always)]
-fn scatter_lanes<T: Real, const W: usize>(run: &Run<T>, tile: &Tile, message: &[T], y: &mut [T]) {
+fn scatter_lanes<T: Real, const W: usize, const G: usize>(
+    run: &Run<T>,
+    tile: &Tile,
+    message: &[T],
+    y: &mut [T],
+) {
     let (layout, geometry) = (run.layout, &run.geometry);
-    let groups = run.program.channels / W;
+    let groups = if G > 0 { G } else { run.program.channels / W };
     let (stride, width) = (layout.rows * groups, layout.edge_rows * groups);
     let message = lanes::<T, W>(message);
     let y = lanes_mut::<T, W>(y);
@@ -505,7 +515,7 @@ pub(super) fn scatter_backward<T: Real>(
     vectorised(
         #[inline(always)]
         || {
-            with_lanes!(
+            with_groups!(
                 run.program.channels,
                 scatter_backward_lanes::<T>(run, tile, y_bar, value, bar, sums)
             )
@@ -515,7 +525,7 @@ pub(super) fn scatter_backward<T: Real>(
 }
 
 #[inline(always)]
-fn scatter_backward_lanes<T: Real, const W: usize>(
+fn scatter_backward_lanes<T: Real, const W: usize, const G: usize>(
     run: &Run<T>,
     tile: &Tile,
     y_bar: &[T],
@@ -524,7 +534,7 @@ fn scatter_backward_lanes<T: Real, const W: usize>(
     sums: &mut [T],
 ) {
     let (layout, geometry) = (run.layout, &run.geometry);
-    let groups = run.program.channels / W;
+    let groups = if G > 0 { G } else { run.program.channels / W };
     let (stride, width) = (layout.rows * groups, layout.edge_rows * groups);
     let y_bar = lanes::<T, W>(y_bar);
     let message = lanes::<T, W>(message);
@@ -615,7 +625,7 @@ pub(super) fn scatter_radial<T: Real>(
     vectorised(
         #[inline(always)]
         || {
-            with_lanes!(
+            with_groups!(
                 run.program.channels,
                 scatter_radial_lanes::<T>(run, tile, radial, scale, y)
             )
@@ -625,7 +635,7 @@ pub(super) fn scatter_radial<T: Real>(
 }
 
 #[inline(always)]
-fn scatter_radial_lanes<T: Real, const W: usize>(
+fn scatter_radial_lanes<T: Real, const W: usize, const G: usize>(
     run: &Run<T>,
     tile: &Tile,
     radial: &[T],
@@ -633,7 +643,7 @@ fn scatter_radial_lanes<T: Real, const W: usize>(
     y: &mut [T],
 ) {
     let (layout, geometry) = (run.layout, &run.geometry);
-    let groups = run.program.channels / W;
+    let groups = if G > 0 { G } else { run.program.channels / W };
     let (stride, width) = (layout.rows * groups, (layout.lmax + 1) * groups);
     let radial = lanes::<T, W>(radial);
     let y = lanes_mut::<T, W>(y);
@@ -679,7 +689,7 @@ pub(super) fn scatter_radial_backward<T: Real>(
     vectorised(
         #[inline(always)]
         || {
-            with_lanes!(
+            with_groups!(
                 run.program.channels,
                 scatter_radial_backward_lanes::<T>(run, tile, y_bar, value, scale, bar, sums)
             )
@@ -689,7 +699,7 @@ pub(super) fn scatter_radial_backward<T: Real>(
 }
 
 #[inline(always)]
-fn scatter_radial_backward_lanes<T: Real, const W: usize>(
+fn scatter_radial_backward_lanes<T: Real, const W: usize, const G: usize>(
     run: &Run<T>,
     tile: &Tile,
     y_bar: &[T],
@@ -699,7 +709,7 @@ fn scatter_radial_backward_lanes<T: Real, const W: usize>(
     sums: &mut [T],
 ) {
     let (layout, geometry) = (run.layout, &run.geometry);
-    let groups = run.program.channels / W;
+    let groups = if G > 0 { G } else { run.program.channels / W };
     let (stride, width) = (layout.rows * groups, (layout.lmax + 1) * groups);
     let y_bar = lanes::<T, W>(y_bar);
     let radial = lanes::<T, W>(radial);

@@ -1,12 +1,13 @@
 //! The SO(2)-equivariant linear map on edges.
 //!
 //! m = 0 is one real matrix. For m > 0 the +m rows are real parts and the -m rows imaginary parts
-//! of one complex product (A + iB)(r + is), taken with three real products instead of four:
-//! A r, B s and (A + B)(r + s).
+//! of one complex product (A + iB)(r + is). Wide blocks take it with three real products instead
+//! of four: A r, B s and (A + B)(r + s).
 
 use super::matmul::matmul;
 use super::real::{Real, vectorised};
 use super::run::{Frame, Run, Tile};
+use super::weights::ComplexForm;
 use crate::nn::Buf;
 use crate::nn::op::So2Weights;
 use crate::so3::Layout;
@@ -75,16 +76,31 @@ pub(super) fn forward<T: Real>(
     }
     matmul(rows, x, x_stride, &m0.forward, y, y_stride, true);
 
-    let widest = run.layout.blocks.first().map_or(0, |b| b.degrees);
-    let mut total = vec![T::ZERO; rows * widest * shape.channels_in];
-    let mut second = vec![T::ZERO; rows * widest * shape.channels_out];
+    let (mut total, mut second) = (Vec::new(), Vec::new());
     for (block, weight) in run.layout.blocks.iter().zip(&weights.m) {
         let w = run.weights.complex(*weight, &system.mixed);
-        let [a, b, sum] = &w.forward;
         let plus = block.row * shape.channels_in;
         let minus = plus + w.input;
         let y_plus = shape.gates + block.row * shape.channels_out;
         let y_minus = y_plus + w.out;
+        let [a, b, sum] = match &w.form {
+            ComplexForm::Three { forward, .. } => forward,
+            ComplexForm::One { forward, .. } => {
+                // The +m rows and the -m rows lie side by side.
+                matmul(
+                    rows,
+                    &x[plus..],
+                    x_stride,
+                    forward,
+                    &mut y[y_plus..],
+                    y_stride,
+                    false,
+                );
+                continue;
+            }
+        };
+        total.resize(total.len().max(rows * w.input), T::ZERO);
+        second.resize(second.len().max(rows * w.out), T::ZERO);
         add_rows(rows, w.input, x_stride, &x[plus..], &x[minus..], &mut total);
         matmul(
             rows,
@@ -141,17 +157,31 @@ pub(super) fn backward<T: Real>(
     let m0 = run.weights.linear(weights.m0, &system.mixed, 0);
     matmul(rows, y_bar, y_stride, &m0.backward, x_bar, x_stride, false);
 
-    let widest = run.layout.blocks.first().map_or(0, |b| b.degrees);
-    let mut total = vec![T::ZERO; rows * widest * shape.channels_out];
-    let mut second = vec![T::ZERO; rows * widest * shape.channels_in];
+    let (mut total, mut second) = (Vec::new(), Vec::new());
     for (block, weight) in run.layout.blocks.iter().zip(&weights.m) {
         let w = run.weights.complex(*weight, &system.mixed);
-        let [a, b, difference] = &w.backward;
         let plus = block.row * shape.channels_in;
         let minus = plus + w.input;
         let y_plus = shape.gates + block.row * shape.channels_out;
         let y_minus = y_plus + w.out;
+        let [a, b, difference] = match &w.form {
+            ComplexForm::Three { backward, .. } => backward,
+            ComplexForm::One { backward, .. } => {
+                matmul(
+                    rows,
+                    &y_bar[y_plus..],
+                    y_stride,
+                    backward,
+                    &mut x_bar[plus..],
+                    x_stride,
+                    false,
+                );
+                continue;
+            }
+        };
         // r_bar = A^T y+ + B^T y-, s_bar = A^T y- - B^T y+ = (A - B)^T (y+ + y-) - A^T y+ + B^T y-
+        total.resize(total.len().max(rows * w.out), T::ZERO);
+        second.resize(second.len().max(rows * w.input), T::ZERO);
         add_rows(
             rows,
             w.out,

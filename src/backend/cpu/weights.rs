@@ -36,46 +36,81 @@ impl<T: Real> Linear<T> {
     }
 }
 
-/// The complex map (A + iB): each product of two complex numbers takes three real ones.
+/// The complex map (A + iB).
 #[derive(Clone, Debug)]
 pub struct Complex<T> {
     /// Rows of A.
     pub out: usize,
     /// Columns of A.
     pub input: usize,
-    /// A^T, B^T, (A + B)^T.
-    pub forward: [Panels<T>; 3],
-    /// A, B, A - B.
-    pub backward: [Panels<T>; 3],
+    /// How the products are taken.
+    pub form: ComplexForm<T>,
 }
+
+/// Two ways to multiply complex numbers.
+#[derive(Clone, Debug)]
+pub enum ComplexForm<T> {
+    /// Three real products, of A, B and their sum or difference: the least arithmetic.
+    Three {
+        /// A^T, B^T, (A + B)^T.
+        forward: [Panels<T>; 3],
+        /// A, B, A - B.
+        backward: [Panels<T>; 3],
+    },
+    /// One real product of twice the size: the fewest passes over the data.
+    One {
+        /// \[r, s\] -> \[A r - B s, A s + B r\]
+        forward: Panels<T>,
+        /// Its transpose.
+        backward: Panels<T>,
+    },
+}
+
+/// Below this many elements of A the passes cost more than the arithmetic.
+const SMALL: usize = 64 * 64;
 
 impl<T: Real> Complex<T> {
     fn new(out: usize, input: usize, w: &[T]) -> Complex<T> {
         let (a, b) = w.split_at(out * input);
+        if out * input <= SMALL {
+            let element = |o: usize, i: usize| {
+                let at = (o % out) * input + i % input;
+                match (o < out, i < input) {
+                    (true, true) | (false, false) => a[at],
+                    (true, false) => -b[at],
+                    (false, true) => b[at],
+                }
+            };
+            let form = ComplexForm::One {
+                forward: Panels::new(2 * input, 2 * out, |i, o| element(o, i)),
+                backward: Panels::new(2 * out, 2 * input, element),
+            };
+            return Complex { out, input, form };
+        }
         let forward = |f: fn(T, T) -> T| {
             Panels::new(input, out, |i, o| f(a[o * input + i], b[o * input + i]))
         };
         let backward = |f: fn(T, T) -> T| {
             Panels::new(out, input, |o, i| f(a[o * input + i], b[o * input + i]))
         };
-        Complex {
-            out,
-            input,
+        let form = ComplexForm::Three {
             forward: [forward(|a, _| a), forward(|_, b| b), forward(|a, b| a + b)],
             backward: [
                 backward(|a, _| a),
                 backward(|_, b| b),
                 backward(|a, b| a - b),
             ],
-        }
+        };
+        Complex { out, input, form }
     }
 
     fn bytes(&self) -> usize {
-        self.forward
-            .iter()
-            .chain(&self.backward)
-            .map(Panels::bytes)
-            .sum()
+        match &self.form {
+            ComplexForm::Three { forward, backward } => {
+                forward.iter().chain(backward).map(Panels::bytes).sum()
+            }
+            ComplexForm::One { forward, backward } => forward.bytes() + backward.bytes(),
+        }
     }
 }
 
