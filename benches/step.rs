@@ -1,25 +1,30 @@
 //! Time of one energy + forces + stress evaluation, beside the machine's own matrix-product peak.
 //!
 //! ```text
-//! cargo bench --bench step -- models/demo.pt --system water --atoms 24,81 --runs 7
+//! cargo bench --bench step -- models/nano-1p2.pt --system water --atoms 24,81 --runs 7
 //! ```
-//! The structures and their random moves are those of `tools/reference/bench_fairchem.py`, read
-//! from extended XYZ files that it writes with `--export`; without files, the same lattices are
-//! built here with another random orientation of the molecules.
+//! `tools/reference/bench_ratio.py` runs it beside fairchem on the same structures (`--file`). The
+//! atoms move a little before every evaluation, as in molecular dynamics.
 
 use clap::Parser;
+use std::f64::consts::{PI, TAU};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use umaserve::neighbors::neighbor_list;
 use umaserve::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential, network};
 use umaserve::potential::{Potential, evaluate};
+use umaserve::structure_file::read_frames;
 use umaserve::system::{Cell, System};
 
 #[derive(Parser)]
 struct Arguments {
     /// Checkpoint.
+    #[arg(default_value = "models/nano-1p2.pt")]
     model: PathBuf,
+    /// Structures to time (extended XYZ, every frame with `task=`) instead of built ones.
+    #[arg(long)]
+    file: Option<PathBuf>,
     /// water, silicon or copper.
     #[arg(long, default_value = "water")]
     system: String,
@@ -76,7 +81,7 @@ fn water(atoms: usize, random: &mut Sequence) -> System {
     };
     for i in 0..molecules {
         let origin = [i / (side * side), i / side % side, i % side].map(|k| k as f64 * a);
-        let (t, p) = (random.next() * 3.14, random.next() * 6.28);
+        let (t, p) = (random.next() * PI, random.next() * TAU);
         let e = [t.sin() * p.cos(), t.sin() * p.sin(), t.cos()];
         let f = [t.cos() * p.cos(), t.cos() * p.sin(), -t.sin()];
         for (z, along, across) in [(8, 0.0, 0.0), (1, 0.596, 0.763), (1, 0.596, -0.763)] {
@@ -226,9 +231,22 @@ fn main() {
     let peak = sgemm_peak(threads);
     println!("sgemm peak {:.0} GFLOP/s on {threads} threads", peak / 1e9);
 
-    for &atoms in &arguments.atoms {
-        let mut random = Sequence(atoms as u64);
-        let mut system = structure(&arguments.system, atoms, &mut random);
+    let structures: Vec<System> = match &arguments.file {
+        Some(path) => {
+            let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
+            read_frames(file, path.display().to_string(), 100_000)
+                .map(|frame| frame.unwrap().system)
+                .collect()
+        }
+        None => {
+            let sizes = arguments.atoms.iter();
+            sizes
+                .map(|&atoms| structure(&arguments.system, atoms, &mut Sequence(atoms as u64)))
+                .collect()
+        }
+    };
+    for mut system in structures {
+        let mut random = Sequence(system.len() as u64);
         let list =
             neighbor_list(&system, potential.cutoff_angstrom(), 300, usize::MAX >> 8).unwrap();
         let mut times = Vec::new();

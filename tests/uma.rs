@@ -5,8 +5,8 @@ use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use umaserve::neighbors::NeighborList;
+use umaserve::potential::evaluate;
 use umaserve::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
-use umaserve::potential::{Potential, evaluate};
 use umaserve::system::{Cell, Evaluation, System};
 
 const MAX_EDGES: usize = 1_000_000;

@@ -172,10 +172,8 @@ pub(super) fn atoms_backward<T: Real>(
     tile: &Tile,
     values: &Frame<T>,
     frame: &mut Frame<T>,
-    x: Buf,
-    gates: Buf,
+    [x, gates, out]: [Buf; 3],
     channels: usize,
-    out: Buf,
 ) {
     let degrees: Vec<usize> = run.layout.row_degree().collect();
     let width = run.program.width(out);

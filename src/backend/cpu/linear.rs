@@ -81,10 +81,9 @@ pub(super) fn backward<T: Real>(
     tile: &Tile,
     values: &Frame<T>,
     frame: &mut Frame<T>,
-    x: Buf,
     weight: Weight,
     with_silu: bool,
-    [pre, out]: [Buf; 2],
+    [x, pre, out]: [Buf; 3],
 ) {
     let system = run.system(tile);
     let w = run

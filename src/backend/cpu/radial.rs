@@ -35,10 +35,8 @@ fn normalise<T: Real, const W: usize>(x: &[[T; W]], n: T, z: &mut [[T; W]]) -> T
     let factor = add_lanes(square)
         .mul_add(n, T::from_f64(EPSILON))
         .inverse_sqrt();
-    for z in z.iter_mut() {
-        for i in 0..W {
-            z[i] *= factor;
-        }
+    for z in z.as_flattened_mut() {
+        *z *= factor;
     }
     factor
 }

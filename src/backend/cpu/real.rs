@@ -275,7 +275,8 @@ pub fn add_lanes<T: Real, const W: usize>(mut lanes: [T; W]) -> T {
     let mut width = W / 2;
     while width > 0 {
         for i in 0..width {
-            lanes[i] = lanes[i] + lanes[i + width];
+            let upper = lanes[i + width];
+            lanes[i] += upper;
         }
         width /= 2;
     }

@@ -365,8 +365,8 @@ fn gather_backward_lanes<T: Real, const W: usize, const G: usize>(
                 &mut torque,
             );
         }
-        for k in 0..3 {
-            buffers.sums[i * SUMS + 2 + k] += add_lanes(torque[k]);
+        for (sum, torque) in buffers.sums[i * SUMS + 2..].iter_mut().zip(torque) {
+            *sum += add_lanes(torque);
         }
     }
 }
@@ -596,8 +596,8 @@ fn subtract_torque<T: Real, const W: usize>(
         |row, g| b[row * groups + g],
         &mut torque,
     );
-    for k in 0..3 {
-        sums[k] -= p * add_lanes(torque[k]);
+    for (sum, torque) in sums.iter_mut().zip(torque) {
+        *sum -= p * add_lanes(torque);
     }
 }
 

@@ -867,7 +867,7 @@ fn backward_op<T: Real>(
             },
             _,
         ) => {
-            linear::backward(run, tile, values, frame, *x, *weight, *silu, [*pre, *out]);
+            linear::backward(run, tile, values, frame, *weight, *silu, [*x, *pre, *out]);
         }
         (
             Op::So3Linear {
@@ -890,7 +890,7 @@ fn backward_op<T: Real>(
             },
             _,
         ) => {
-            gate::atoms_backward(run, tile, values, frame, *x, *gates, *channels, *out);
+            gate::atoms_backward(run, tile, values, frame, [*x, *gates, *out], *channels);
         }
         (
             Op::Balance {
