@@ -20,6 +20,8 @@ const EDGE_TILE_BYTES: usize = 2 << 20;
 /// Fewest and most edges per tile: the matrix products need some rows to run near their peak, and
 /// small systems must still give every thread something to do.
 const EDGE_TILE: std::ops::RangeInclusive<usize> = 96..=384;
+/// Edges per tile of a small system: fewer leave the matrix products waiting for the weights.
+const SMALLEST_TILE: usize = 66;
 /// Rows that the library's widest kernel takes at once.
 const KERNEL_ROWS: usize = 6;
 /// Atoms per tile.
@@ -648,7 +650,8 @@ impl<T: Real> Run<'_, T> {
 
 /// Rows per tile so that a system gives a number of tiles that a few threads share evenly.
 fn even_step(rows: usize, largest: usize) -> usize {
-    let tiles = rows.div_ceil(largest);
+    // A small system is cut finer, so that it is not left to one thread.
+    let tiles = rows.div_ceil(largest.min((rows / 8).max(SMALLEST_TILE)));
     let tiles = if tiles > 2 {
         tiles.next_multiple_of(4)
     } else {

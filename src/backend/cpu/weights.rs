@@ -242,7 +242,7 @@ impl<T: Real> Weights<T> {
         let mixed: Vec<Option<Prepared<T>>> = self
             .program
             .weights
-            .iter()
+            .par_iter()
             .map(|slot| {
                 (slot.kind == WeightKind::Mixed).then(|| {
                     let len = slot.shape.iter().product();
@@ -323,14 +323,18 @@ fn mix_experts<T: Real, W: Copy + Sync>(
     out.par_chunks_mut(4096)
         .enumerate()
         .for_each(|(chunk, out)| {
-            super::real::vectorised(|| {
-                for (expert, &c) in experts.chunks_exact(len).zip(coefficients) {
-                    let c = T::from_f64(c);
-                    for (o, &w) in out.iter_mut().zip(&expert[chunk * 4096..]) {
-                        *o = c.mul_add(read(w), *o);
+            super::real::vectorised(
+                #[inline(always)]
+                || {
+                    for (expert, &c) in experts.chunks_exact(len).zip(coefficients) {
+                        let c = T::from_f64(c);
+                        let expert = &expert[chunk * 4096..][..out.len()];
+                        for i in 0..out.len() {
+                            out[i] = c.mul_add(read(expert[i]), out[i]);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     out
 }

@@ -5,7 +5,8 @@ use super::checkpoint::Checkpoint;
 use super::config::{ChargeSpinEmbedding, UmaConfig};
 use crate::backend::Conditioning;
 use crate::system::System;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The small dense networks that make a [`Conditioning`], in double precision.
 pub struct Conditioner {
@@ -16,7 +17,12 @@ pub struct Conditioner {
     mix: Dense,
     composition: Vec<f64>,
     router: Vec<Dense>,
+    /// What was worked out before, by key.
+    known: Mutex<HashMap<String, Arc<Conditioning>>>,
 }
+
+/// Conditionings remembered: a few kB each.
+const MAX_KNOWN: usize = 4096;
 
 struct Dense {
     weight: Vec<f64>,
@@ -158,15 +164,14 @@ impl Conditioner {
             datasets,
             router,
             config,
+            known: Mutex::new(HashMap::new()),
         }
     }
 
     /// The conditioning of a system whose task, charge, spin and elements have been checked.
-    pub fn conditioning(&self, system: &System) -> Conditioning {
-        let c = self.config.sphere_channels;
+    pub fn conditioning(&self, system: &System) -> Arc<Conditioning> {
         let mut counts = composition(system);
-        let includes_self = self.config.generation.composition_includes_self();
-        if !includes_self {
+        if !self.config.generation.composition_includes_self() {
             // Only fractions matter: a supercell shares the weights of its cell, to the bit.
             let divisor = counts
                 .values()
@@ -174,7 +179,30 @@ impl Conditioner {
                 .max(1);
             counts.values_mut().for_each(|n| *n /= divisor);
         }
+        let atoms: Vec<String> = counts.iter().map(|(z, n)| format!("{z}:{n}")).collect();
+        let key = format!(
+            "{}|{}|{}|{}",
+            atoms.join(","),
+            system.charge,
+            system.spin,
+            system.task
+        );
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known().get(&key) {
+            return found.clone();
+        }
+        let made = Arc::new(self.work_out(key.clone(), &counts, system));
+        let mut known = known();
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        known.insert(key, made.clone());
+        made
+    }
 
+    fn work_out(&self, key: String, counts: &BTreeMap<u8, usize>, system: &System) -> Conditioning {
+        let c = self.config.sphere_channels;
+        let includes_self = self.config.generation.composition_includes_self();
         let mut csd = self.charge.embed(system.charge, c, false);
         csd.extend(self.spin.embed(system.spin, c, system.spin == 0));
         if let Some(dataset) = self.datasets.get(&system.task) {
@@ -189,7 +217,7 @@ impl Conditioner {
             if self.config.use_composition_embedding {
                 let atoms: usize = counts.values().sum::<usize>() + usize::from(includes_self);
                 x = vec![0.0; c];
-                for (&z, &n) in &counts {
+                for (&z, &n) in counts {
                     let row = &self.composition[usize::from(z) * c..][..c];
                     for (x, e) in x.iter_mut().zip(row) {
                         *x += n as f64 / atoms as f64 * e;
@@ -202,15 +230,8 @@ impl Conditioner {
             }
             softmax_with_offset(&x)
         };
-        let counts: Vec<String> = counts.iter().map(|(z, n)| format!("{z}:{n}")).collect();
         Conditioning {
-            key: format!(
-                "{}|{}|{}|{}",
-                counts.join(","),
-                system.charge,
-                system.spin,
-                system.task
-            ),
+            key,
             vector,
             experts,
             task_index: self

@@ -161,10 +161,10 @@ impl UmaPotential {
         let structure = Structure {
             numbers: &system.numbers,
             neighbors,
-            conditioning: Arc::new(conditioning.clone()),
+            conditioning: conditioning.clone(),
         };
         let (mut outputs, trace) = backend.trace(&[structure]);
-        (outputs.remove(0), conditioning, trace)
+        (outputs.remove(0), (*conditioning).clone(), trace)
     }
 
     fn refuse(message: String) -> Result<(), EvaluationError> {
@@ -271,7 +271,7 @@ impl Potential for UmaPotential {
                 .map(|&i| Structure {
                     numbers: &batch[i].0.numbers,
                     neighbors: batch[i].1,
-                    conditioning: Arc::new(self.conditioner.conditioning(batch[i].0)),
+                    conditioning: self.conditioner.conditioning(batch[i].0),
                 })
                 .collect();
             for (&i, output) in part.iter().zip(self.backend.run(&structures)) {
