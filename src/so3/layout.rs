@@ -129,7 +129,7 @@ mod tests {
         let mut rows = vec![usize::MAX; 9];
         for l in 0..=2usize {
             for m in -(l as isize)..=l as isize {
-                rows[(l * l + l).strict_add_signed(m)] = layout.edge_row(l, m);
+                rows[(l * l + l).checked_add_signed(m).unwrap()] = layout.edge_row(l, m);
             }
         }
         assert_eq!(rows, [0, 5, 1, 3, 8, 6, 2, 4, 7]);
