@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use umaserve::neighbors::NeighborList;
+use umaserve::potential::evaluate;
 use umaserve::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
-use umaserve::potential::{Potential, evaluate};
 use umaserve::system::{Cell, Evaluation, System};
 
 const MAX_EDGES: usize = 1_000_000;
@@ -171,8 +171,13 @@ struct SingleError {
     stress: f64,
 }
 
-/// fairchem's own errors in single precision on the same structures are those of
-/// `tools/reference/make_goldens.py`. The largest of each kind is compared, not every structure
+/// The largest stress error of the file is luck: fairchem turns every edge by a random angle, and
+/// over 16 seeds its error for `copper_primitive` (one atom in 12 Angstrom^3, the worst for most
+/// checkpoints) by `nano-m` was 3e-9 to this, eV/Angstrom^3; the file's draw is 6e-9.
+const STRESS_FLOOR: f64 = 1.25e-8;
+
+/// fairchem's own errors in single precision on the same structures were collected by
+/// `tools/reference/make_f32_error.py`. The largest of each kind is compared, not every structure
 /// with its own: a single error is a draw from a distribution and may happen to be zero.
 #[test]
 fn single_precision_is_at_most_twice_as_far_off_as_fairchems() {
@@ -192,7 +197,7 @@ fn single_precision_is_at_most_twice_as_far_off_as_fairchems() {
         let limits = [
             largest(|e| e.energy_per_atom, &all),
             largest(|e| e.forces, &all),
-            largest(|e| e.stress, &|name| !periodic(name)),
+            largest(|e| e.stress, &|name| !periodic(name)).max(STRESS_FLOOR),
         ];
         let worst = ours.iter().fold([0.0f64; 3], |w, (_, e, f, s)| {
             [w[0].max(*e), w[1].max(*f), w[2].max(*s)]

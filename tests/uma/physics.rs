@@ -18,7 +18,7 @@ use umaserve::system::{Cell, System};
 /// of order 1.
 const SINGLE: Tolerance = Tolerance {
     rounding: 1e-6,
-    derivative: 2e-4,
+    derivative: 1e-4,
     step: 1e-2,
 };
 
@@ -91,7 +91,10 @@ fn is_a_potential_in_single_precision() {
         let potential = potential(model, Precision::F32);
         let systems = surface();
         let force = largest(answers(&potential, &systems).iter().flat_map(|e| &e.forces));
-        assert!(force > 100.0 * SINGLE.derivative, "tolerance of {force}");
+        assert!(
+            force > 100.0 * SINGLE.derivative,
+            "{model}: forces up to {force}"
+        );
         check_all(&potential, &systems, SINGLE);
     }
 }
@@ -311,37 +314,36 @@ fn compressed_structures_with_capped_neighbours_are_consistent() {
         [[1.7, 0.0, 0.1], [0.2, 1.6, 0.0], [0.0, 0.3, 1.8]],
         [true; 3],
     );
-    for model in ["1p1", "m"] {
-        let potential = potential(model, Precision::F64);
-        let edges = |system: &System| {
-            let (cutoff, cap) = (potential.cutoff_angstrom(), potential.max_neighbors());
-            neighbor_list(system, cutoff, cap, MAX_EDGES).unwrap()
-        };
-        let kept = edges(&base);
-        assert!(kept.truncated && kept.len() < 2 * 340);
-        assert!(kept.edges_of(0).len() > 300);
-        forces_sum_to_zero(&potential, &base, Tolerance::F64);
-        // Where small moves keep the same neighbours, forces are slopes.
-        let step = Tolerance::F64.step;
-        for atom in 0..2 {
-            for k in 0..3 {
-                for sign in [-1.0, 1.0] {
-                    let mut moved = base.clone();
-                    moved.positions[atom][k] += sign * step;
-                    assert_eq!(
-                        edges(&moved).source,
-                        kept.source,
-                        "choose another structure"
-                    );
-                }
+    let model = "1p1";
+    let potential = potential(model, Precision::F64);
+    let edges = |system: &System| {
+        let (cutoff, cap) = (potential.cutoff_angstrom(), potential.max_neighbors());
+        neighbor_list(system, cutoff, cap, MAX_EDGES).unwrap()
+    };
+    let kept = edges(&base);
+    assert!(kept.truncated && kept.len() < 2 * 340);
+    assert!(kept.edges_of(0).len() > 300);
+    forces_sum_to_zero(&potential, &base, Tolerance::F64);
+    // Where small moves keep the same neighbours, forces are slopes.
+    let step = Tolerance::F64.step;
+    for atom in 0..2 {
+        for k in 0..3 {
+            for sign in [-1.0, 1.0] {
+                let mut moved = base.clone();
+                moved.positions[atom][k] += sign * step;
+                assert_eq!(
+                    edges(&moved).source,
+                    kept.source,
+                    "choose another structure"
+                );
             }
         }
-        forces_are_the_gradient(&potential, &base, Tolerance::F64);
-        let single = super::potential(model, Precision::F32);
-        let (a, b) = (
-            evaluate_one(&potential, &base),
-            evaluate_one(&single, &base),
-        );
-        assert!(difference(&a.forces, &b.forces) < 1e-4 * largest(&a.forces).max(1.0));
     }
+    forces_are_the_gradient(&potential, &base, Tolerance::F64);
+    let single = super::potential(model, Precision::F32);
+    let (a, b) = (
+        evaluate_one(&potential, &base),
+        evaluate_one(&single, &base),
+    );
+    assert!(difference(&a.forces, &b.forces) < 1e-4 * largest(&a.forces).max(1.0));
 }
