@@ -46,9 +46,9 @@ impl Schedule {
         let mut deferred: Vec<usize> = Vec::new();
         for (i, op) in program.ops.iter().enumerate().rev() {
             let (first, second) = op.backward_grains();
-            if first != Grain::Edges {
+            if op.forward_grain() != Grain::Edges {
                 // The atom halves of the edge operations so far come before anything that may
-                // read what they add up.
+                // read what they add up: operations on atoms, and the edge half of a scatter.
                 for d in deferred.drain(..) {
                     push(&mut backward, Grain::Atoms, d, Half::Second);
                 }
