@@ -1,15 +1,26 @@
 //! UMA against fairchem: energies, forces and stress of the golden files, and the network stage by
-//! stage. The answers were made by `tools/reference/make_goldens.py` and `make_stages.py`.
+//! stage. The answers were made by `tools/reference/make_goldens.py` and `make_stages.py`. The
+//! modules below test what needs no reference: the physics, reproducibility, and refusals.
+
+mod common;
+#[path = "uma/physics.rs"]
+mod physics;
+#[path = "uma/refusals.rs"]
+mod refusals;
+#[path = "uma/reproducible.rs"]
+mod reproducible;
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use umaserve::neighbors::NeighborList;
+use umaserve::potential::evaluate;
 use umaserve::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
-use umaserve::potential::{Potential, evaluate};
 use umaserve::system::{Cell, Evaluation, System};
 
 const MAX_EDGES: usize = 1_000_000;
+const MODELS: [&str; 4] = ["1p1", "1p2", "m", "esen"];
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -70,6 +81,13 @@ fn potential(model: &str, precision: Precision) -> UmaPotential {
     UmaPotential::on_cpu(checkpoint(model), options).unwrap()
 }
 
+/// A system of the golden files by name; they are the same for all models.
+fn golden(name: &str) -> System {
+    let goldens: Goldens = json("nano-1p2.json");
+    let entry = goldens.entries.iter().find(|e| e.name == name);
+    entry.unwrap_or_else(|| panic!("no {name}")).system()
+}
+
 fn answers(potential: &UmaPotential, systems: &[System]) -> Vec<Evaluation> {
     let systems: Vec<&System> = systems.iter().collect();
     evaluate(potential, &systems, MAX_EDGES)
@@ -111,7 +129,7 @@ fn errors(model: &str, precision: Precision) -> Vec<(String, f64, f64, f64)> {
         let stress = match (&answer.stress, &entry.stress) {
             (Some(a), Some(b)) => difference(a, b),
             (None, _) => {
-                assert!(!systems[0].cell.is_periodic() || !entry.pbc.contains(&true));
+                assert!(!entry.pbc.contains(&true), "{}: no stress", entry.name);
                 0.0
             }
             (Some(_), None) => panic!("{}: no golden stress", entry.name),
@@ -124,7 +142,7 @@ fn errors(model: &str, precision: Precision) -> Vec<(String, f64, f64, f64)> {
 
 #[test]
 fn agrees_with_fairchem_in_double_precision() {
-    for model in ["1p1", "1p2", "m", "esen"] {
+    for model in MODELS {
         let goldens: Goldens = json(&format!("nano-{model}.json"));
         let forces = largest(goldens.entries.iter().flat_map(|e| &e.forces));
         let periodic = goldens.entries.iter().filter(|e| e.pbc.contains(&true));
@@ -141,6 +159,54 @@ fn agrees_with_fairchem_in_double_precision() {
             assert!(
                 stress_error < 1e-8 * stress,
                 "{model} {name}: stress off by {stress_error:e} of {stress:e}"
+            );
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct SingleError {
+    energy_per_atom: f64,
+    forces: f64,
+    stress: f64,
+}
+
+/// The largest stress error of the file is luck: fairchem turns every edge by a random angle, and
+/// over 16 seeds its error for `copper_primitive` (one atom in 12 Angstrom^3, the worst for most
+/// checkpoints) by `nano-m` was 3e-9 to this, eV/Angstrom^3; the file's draw is 6e-9.
+const STRESS_FLOOR: f64 = 1.25e-8;
+
+/// fairchem's own errors in single precision on the same structures were collected by
+/// `tools/reference/make_f32_error.py`. The largest of each kind is compared, not every structure
+/// with its own: a single error is a draw from a distribution and may happen to be zero.
+#[test]
+fn single_precision_is_at_most_twice_as_far_off_as_fairchems() {
+    let reference: BTreeMap<String, BTreeMap<String, SingleError>> =
+        json("fairchem-f32-error.json");
+    for model in MODELS {
+        let theirs = &reference[&format!("nano-{model}")];
+        let ours = errors(model, Precision::F32);
+        assert_eq!(ours.len(), theirs.len());
+        // fairchem's stress of a molecule is a virial in eV: only periodic systems compare.
+        let periodic = |name: &str| golden(name).cell.is_periodic();
+        let largest = |of: fn(&SingleError) -> f64, skip: &dyn Fn(&str) -> bool| {
+            let kept = theirs.iter().filter(|(name, _)| !skip(name));
+            kept.map(|(_, e)| of(e)).fold(0.0, f64::max)
+        };
+        let all = |_: &str| false;
+        let limits = [
+            largest(|e| e.energy_per_atom, &all),
+            largest(|e| e.forces, &all),
+            largest(|e| e.stress, &|name| !periodic(name)).max(STRESS_FLOOR),
+        ];
+        let worst = ours.iter().fold([0.0f64; 3], |w, (_, e, f, s)| {
+            [w[0].max(*e), w[1].max(*f), w[2].max(*s)]
+        });
+        for ((what, ours), theirs) in ["energy", "forces", "stress"].iter().zip(worst).zip(limits) {
+            assert!(theirs > 0.0, "{model}: no reference for {what}");
+            assert!(
+                ours <= 2.0 * theirs,
+                "{model}: {what} off by {ours:e}, fairchem's by {theirs:e}"
             );
         }
     }
