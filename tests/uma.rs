@@ -9,6 +9,8 @@ mod physics;
 mod refusals;
 #[path = "uma/reproducible.rs"]
 mod reproducible;
+#[path = "uma/sizes.rs"]
+mod sizes;
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
