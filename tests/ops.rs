@@ -157,24 +157,30 @@ struct Sizes {
     mmax: usize,
     channels: usize,
     hidden: usize,
+    /// Hidden width of the radial networks.
+    edge: usize,
 }
 
-/// Odd and even numbers of channels, all orders, fewer orders than degrees, no orders but 0.
-const SIZES: [Sizes; 6] = [
-    sizes(2, 2, 16, 8),
-    sizes(4, 2, 8, 5),
-    sizes(1, 1, 5, 16),
-    sizes(3, 1, 5, 8),
-    sizes(2, 0, 8, 5),
-    sizes(3, 3, 5, 3),
+/// Channels by 16, by 4 and odd, as the kernels take them; in 6 channels those of an edge come by 4
+/// and those of an atom one by one. All orders, fewer orders than degrees, none but 0; degrees
+/// beyond those that have kernels of their own.
+const SIZES: [Sizes; 7] = [
+    sizes(2, 2, 16, 8, 16),
+    sizes(4, 2, 8, 5, 7),
+    sizes(1, 1, 5, 16, 4),
+    sizes(3, 1, 6, 8, 12),
+    sizes(2, 0, 8, 5, 32),
+    sizes(3, 3, 5, 3, 7),
+    sizes(6, 6, 6, 4, 8),
 ];
 
-const fn sizes(lmax: usize, mmax: usize, channels: usize, hidden: usize) -> Sizes {
+const fn sizes(lmax: usize, mmax: usize, channels: usize, hidden: usize, edge: usize) -> Sizes {
     Sizes {
         lmax,
         mmax,
         channels,
         hidden,
+        edge,
     }
 }
 
@@ -200,12 +206,11 @@ impl Net {
     }
 
     fn radial(&mut self, name: &str, width: usize) -> Buf {
-        // 7: neither a multiple of a vector register nor equal to any other size.
         self.b.radial(
             &scope(name),
             (&scope("source_embedding"), &scope("target_embedding")),
             ELEMENTS,
-            7,
+            self.s.edge,
             width,
         )
     }
