@@ -67,7 +67,7 @@ fn check<B: Backend>(what: &str, checkpoint: &Arc<Checkpoint>, make: impl Fn(usi
     let structure = Structure {
         numbers: &system.numbers,
         neighbors: &list,
-        conditioning: Arc::new(Conditioner::new(checkpoint).conditioning(&system)),
+        conditioning: Conditioner::new(checkpoint).conditioning(&system),
     };
     for keep in [usize::MAX, 0] {
         let backend = make(keep);

@@ -59,7 +59,7 @@ fn check<B: Backend>(model: &str, what: &str, make: impl Fn(usize) -> B) {
         .map(|(system, neighbors)| Structure {
             numbers: &system.numbers,
             neighbors,
-            conditioning: Arc::new(conditioner.conditioning(system)),
+            conditioning: conditioner.conditioning(system),
         })
         .collect();
     let on = |threads: usize, work: &(dyn Fn() -> Vec<NetworkOutput> + Sync)| {

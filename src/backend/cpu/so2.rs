@@ -7,7 +7,7 @@
 use super::matmul::matmul;
 use super::real::{Real, vectorised};
 use super::run::{Frame, Run, Tile};
-use super::weights::ComplexForm;
+use super::weights::{Complex, ComplexForm};
 use crate::nn::Buf;
 use crate::nn::op::So2Weights;
 use crate::so3::Layout;
@@ -35,18 +35,138 @@ impl Shape {
             self.gates + layout.edge_rows * self.channels_out,
         )
     }
+
+    /// Where an m > 0 block lies in the input and in the output.
+    fn blocks<T>(&self, layout: &Layout, row: usize, w: &Complex<T>) -> (Block, Block) {
+        let (x_stride, y_stride) = self.widths(layout);
+        (
+            Block {
+                first: row * self.channels_in,
+                width: w.input,
+                stride: x_stride,
+            },
+            Block {
+                first: self.gates + row * self.channels_out,
+                width: w.out,
+                stride: y_stride,
+            },
+        )
+    }
 }
 
-/// rows of `a`[..width] and `b`[..width] added into dense `out`.
-fn add_rows<T: Real>(rows: usize, width: usize, stride: usize, a: &[T], b: &[T], out: &mut [T]) {
+/// Where one m > 0 block lies in an edge row: its +m rows, with the -m rows right behind.
+#[derive(Clone, Copy)]
+struct Block {
+    first: usize,
+    width: usize,
+    stride: usize,
+}
+
+/// The products of one block in one direction: `y = x (A + iB)^T`, or its transpose applied to a
+/// gradient.
+///
+/// Three real products P1 = A r, P2 = B s, P3 = (A ± B)(r + s) give r' = P1 + sign P2 and
+/// s' = P3 - P1 + sign P2. Forwards the sign is -1 and P3 has A + B. Backwards A and B are
+/// transposed, the sign is +1 and P3 has A - B.
+#[derive(Clone, Copy)]
+enum Direction {
+    Forward,
+    Backward,
+}
+
+/// Memory for one tile's products, used by one block after the other.
+#[derive(Default)]
+struct Memory<T> {
+    total: Vec<T>,
+    second: Vec<T>,
+}
+
+fn multiply_block<T: Real>(
+    rows: usize,
+    w: &Complex<T>,
+    direction: Direction,
+    (x, from): (&[T], Block),
+    (y, to): (&mut [T], Block),
+    memory: &mut Memory<T>,
+) {
+    let panels = match (&w.form, direction) {
+        // The +m rows and the -m rows lie side by side: one product does both.
+        (ComplexForm::One { forward, .. }, Direction::Forward) => {
+            return matmul(
+                rows,
+                &x[from.first..],
+                from.stride,
+                forward,
+                &mut y[to.first..],
+                to.stride,
+                false,
+            );
+        }
+        (ComplexForm::One { backward, .. }, Direction::Backward) => {
+            return matmul(
+                rows,
+                &x[from.first..],
+                from.stride,
+                backward,
+                &mut y[to.first..],
+                to.stride,
+                false,
+            );
+        }
+        (ComplexForm::Three { forward, .. }, Direction::Forward) => forward,
+        (ComplexForm::Three { backward, .. }, Direction::Backward) => backward,
+    };
+    let [a, b, combined] = panels;
+    let Memory { total, second } = memory;
+    total.resize(total.len().max(rows * from.width), T::ZERO);
+    second.resize(second.len().max(rows * to.width), T::ZERO);
     vectorised(
         #[inline(always)]
         || {
             for i in 0..rows {
-                let (a, b) = (&a[i * stride..][..width], &b[i * stride..][..width]);
-                let out = &mut out[i * width..][..width];
-                for c in 0..width {
-                    out[c] = a[c] + b[c];
+                let pair = &x[i * from.stride + from.first..][..2 * from.width];
+                let (real, imaginary) = pair.split_at(from.width);
+                let total = &mut total[i * from.width..][..from.width];
+                for c in 0..from.width {
+                    total[c] = real[c] + imaginary[c];
+                }
+            }
+        },
+    );
+    let (plus, minus) = (from.first, from.first + from.width);
+    matmul(
+        rows,
+        &x[plus..],
+        from.stride,
+        a,
+        &mut y[to.first..],
+        to.stride,
+        false,
+    );
+    matmul(rows, &x[minus..], from.stride, b, second, to.width, false);
+    matmul(
+        rows,
+        total,
+        from.width,
+        combined,
+        &mut y[to.first + to.width..],
+        to.stride,
+        false,
+    );
+    let sign = match direction {
+        Direction::Forward => -T::ONE,
+        Direction::Backward => T::ONE,
+    };
+    vectorised(
+        #[inline(always)]
+        || {
+            for i in 0..rows {
+                let pair = &mut y[i * to.stride + to.first..][..2 * to.width];
+                let (real, imaginary) = pair.split_at_mut(to.width);
+                let second = &second[i * to.width..][..to.width];
+                for c in 0..to.width {
+                    imaginary[c] = second[c].mul_add(sign, imaginary[c] - real[c]);
+                    real[c] = second[c].mul_add(sign, real[c]);
                 }
             }
         },
@@ -63,77 +183,24 @@ pub(super) fn forward<T: Real>(
     shape: Shape,
     out: Buf,
 ) {
-    let system = run.system(tile);
+    let mixed = &run.system(tile).mixed;
     let (x_stride, y_stride) = shape.widths(run.layout);
     let rows = tile.rows.len();
     let y = frame.take(out);
     let x = run.value(frame, tile, x);
 
-    let m0 = run.weights.linear(weights.m0, &system.mixed, 0);
+    let m0 = run.weights.linear(weights.m0, mixed, 0);
     let bias = run.weights.plain(weights.m0_bias);
     for row in y.chunks_exact_mut(y_stride) {
         row[..m0.out].copy_from_slice(bias);
     }
     matmul(rows, x, x_stride, &m0.forward, y, y_stride, true);
 
-    let (mut total, mut second) = (Vec::new(), Vec::new());
+    let mut memory = Memory::default();
     for (block, weight) in run.layout.blocks.iter().zip(&weights.m) {
-        let w = run.weights.complex(*weight, &system.mixed);
-        let plus = block.row * shape.channels_in;
-        let minus = plus + w.input;
-        let y_plus = shape.gates + block.row * shape.channels_out;
-        let y_minus = y_plus + w.out;
-        let [a, b, sum] = match &w.form {
-            ComplexForm::Three { forward, .. } => forward,
-            ComplexForm::One { forward, .. } => {
-                // The +m rows and the -m rows lie side by side.
-                matmul(
-                    rows,
-                    &x[plus..],
-                    x_stride,
-                    forward,
-                    &mut y[y_plus..],
-                    y_stride,
-                    false,
-                );
-                continue;
-            }
-        };
-        total.resize(total.len().max(rows * w.input), T::ZERO);
-        second.resize(second.len().max(rows * w.out), T::ZERO);
-        add_rows(rows, w.input, x_stride, &x[plus..], &x[minus..], &mut total);
-        matmul(
-            rows,
-            &x[plus..],
-            x_stride,
-            a,
-            &mut y[y_plus..],
-            y_stride,
-            false,
-        );
-        matmul(rows, &x[minus..], x_stride, b, &mut second, w.out, false);
-        matmul(
-            rows,
-            &total,
-            w.input,
-            sum,
-            &mut y[y_minus..],
-            y_stride,
-            false,
-        );
-        vectorised(
-            #[inline(always)]
-            || {
-                for i in 0..rows {
-                    let (head, tail) = y[i * y_stride + y_plus..][..2 * w.out].split_at_mut(w.out);
-                    let second = &second[i * w.out..][..w.out];
-                    for c in 0..w.out {
-                        tail[c] = tail[c] - head[c] - second[c];
-                        head[c] -= second[c];
-                    }
-                }
-            },
-        );
+        let w = run.weights.complex(*weight, mixed);
+        let (from, to) = shape.blocks(run.layout, block.row, w);
+        multiply_block(rows, w, Direction::Forward, (x, from), (y, to), &mut memory);
     }
     frame.put(out, y);
 }
@@ -148,88 +215,26 @@ pub(super) fn backward<T: Real>(
     shape: Shape,
     out: Buf,
 ) {
-    let system = run.system(tile);
+    let mixed = &run.system(tile).mixed;
     let (x_stride, y_stride) = shape.widths(run.layout);
     let rows = tile.rows.len();
     let y_bar = frame.take(out);
     let x_bar = frame.take(x);
 
-    let m0 = run.weights.linear(weights.m0, &system.mixed, 0);
+    let m0 = run.weights.linear(weights.m0, mixed, 0);
     matmul(rows, y_bar, y_stride, &m0.backward, x_bar, x_stride, false);
 
-    let (mut total, mut second) = (Vec::new(), Vec::new());
+    let mut memory = Memory::default();
     for (block, weight) in run.layout.blocks.iter().zip(&weights.m) {
-        let w = run.weights.complex(*weight, &system.mixed);
-        let plus = block.row * shape.channels_in;
-        let minus = plus + w.input;
-        let y_plus = shape.gates + block.row * shape.channels_out;
-        let y_minus = y_plus + w.out;
-        let [a, b, difference] = match &w.form {
-            ComplexForm::Three { backward, .. } => backward,
-            ComplexForm::One { backward, .. } => {
-                matmul(
-                    rows,
-                    &y_bar[y_plus..],
-                    y_stride,
-                    backward,
-                    &mut x_bar[plus..],
-                    x_stride,
-                    false,
-                );
-                continue;
-            }
-        };
-        // r_bar = A^T y+ + B^T y-, s_bar = A^T y- - B^T y+ = (A - B)^T (y+ + y-) - A^T y+ + B^T y-
-        total.resize(total.len().max(rows * w.out), T::ZERO);
-        second.resize(second.len().max(rows * w.input), T::ZERO);
-        add_rows(
+        let w = run.weights.complex(*weight, mixed);
+        let (to, from) = shape.blocks(run.layout, block.row, w);
+        multiply_block(
             rows,
-            w.out,
-            y_stride,
-            &y_bar[y_plus..],
-            &y_bar[y_minus..],
-            &mut total,
-        );
-        matmul(
-            rows,
-            &y_bar[y_plus..],
-            y_stride,
-            a,
-            &mut x_bar[plus..],
-            x_stride,
-            false,
-        );
-        matmul(
-            rows,
-            &y_bar[y_minus..],
-            y_stride,
-            b,
-            &mut second,
-            w.input,
-            false,
-        );
-        matmul(
-            rows,
-            &total,
-            w.out,
-            difference,
-            &mut x_bar[minus..],
-            x_stride,
-            false,
-        );
-        vectorised(
-            #[inline(always)]
-            || {
-                for i in 0..rows {
-                    let (head, tail) =
-                        x_bar[i * x_stride + plus..][..2 * w.input].split_at_mut(w.input);
-                    let second = &second[i * w.input..][..w.input];
-                    for c in 0..w.input {
-                        tail[c] = tail[c] - head[c] + second[c];
-                        head[c] += second[c];
-                    }
-                }
-            },
+            w,
+            Direction::Backward,
+            (y_bar, from),
+            (x_bar, to),
+            &mut memory,
         );
     }
     frame.put(x, x_bar);
