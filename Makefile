@@ -23,11 +23,13 @@ CARGO_DENY = 0.20.2
 export PATH := $(CURDIR)/target/tools/bin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
 # Open MPI 4 and 5: run as root (containers), with more ranks than cores, without pinning the ranks
-# to single cores (each runs many threads).
+# to single cores (each runs many threads), without giving the core away at every look for a message
+# (umaserve sleeps between looks; on a busy machine the core comes back milliseconds later).
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 export OMPI_MCA_hwloc_base_binding_policy := none
+export OMPI_MCA_mpi_yield_when_idle := 0
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export PRTE_MCA_hwloc_default_binding_policy := none
 

@@ -45,7 +45,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             if !reason.is_empty() {
-                eprintln!("umaserve: {}", reason.trim_end());
+                // In one piece: under mpirun the ranks' lines meet on one terminal.
+                let message = format!("umaserve: {}\n", reason.trim_end());
+                eprint!("{message}");
             }
             ExitCode::FAILURE
         }
@@ -79,8 +81,8 @@ fn predict(config: &config::PredictConfig) -> Result<(), String> {
 
 /// Log lines go to standard error; standard output is for results.
 fn log(config: &LogConfig) -> Result<(), String> {
-    let filter =
-        EnvFilter::try_new(&config.directives).map_err(|error| format!("RUST_LOG: {error}"))?;
+    let filter = EnvFilter::try_new(&config.directives)
+        .map_err(|error| format!("RUST_LOG {:?}: {error}", config.directives))?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -8,9 +8,7 @@ use crate::engine::RecordSink;
 use crate::session::{Frame, Record};
 use crate::system::System;
 use crate::system::elements::atomic_mass;
-use crate::trajectory::{
-    FrameData, Header, Provenance, RecordMessage, RecordNoticeKind, Recorder, TrajectoryError,
-};
+use crate::trajectory::{FrameData, Header, Provenance, RecordMessage, Recorder, TrajectoryError};
 
 /// Records all sessions into one directory.
 ///
@@ -52,23 +50,6 @@ impl Recording {
             // Told once in a while by a notice, not for every frame.
             Err(error @ TrajectoryError::Full { .. }) => tracing::debug!(%error),
             Err(error) => tracing::error!(%error, "recording failed"),
-        }
-        for notice in recorder.take_notices() {
-            let session = notice.key;
-            match notice.kind {
-                RecordNoticeKind::Opened { path } => {
-                    tracing::info!(session, path = %path.display(), "recording");
-                }
-                RecordNoticeKind::Closed { path, frames } => {
-                    tracing::info!(session, path = %path.display(), frames, "recorded");
-                }
-                RecordNoticeKind::Failed { error } => {
-                    tracing::error!(session, error, "recording failed");
-                }
-                RecordNoticeKind::Recovered { frames_dropped } => {
-                    tracing::warn!(session, frames_dropped, "recording goes on");
-                }
-            }
         }
     }
 

@@ -220,12 +220,12 @@ impl Front {
     fn open(config: &ServeConfig, checkpoint: &Checkpoint) -> Result<Front, String> {
         let task = default_task(config.model.task.as_deref(), checkpoint)?;
         let listener = TcpListener::bind(&config.bind[..])
-            .map_err(|error| format!("cannot listen on {:?}: {error}", config.bind))?;
+            .map_err(|error| cannot_listen(&config.bind, &error))?;
         let recorder = match &config.record {
             None => None,
             Some(directory) => {
                 let recorder = Recorder::start(RecorderSettings::new(directory))
-                    .map_err(|error| format!("--record {}: {error}", directory.display()))?;
+                    .map_err(|error| format!("--record: {error}"))?;
                 Some(Recording::new(recorder, provenance(config, checkpoint)))
             }
         };
@@ -318,6 +318,17 @@ impl Front {
             .stop()
             .map_err(|error| format!("the server has failed: {error}"))
     }
+}
+
+/// Names the addresses, and what to do if another server is there already.
+fn cannot_listen(addresses: &[std::net::SocketAddr], error: &std::io::Error) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    let advice = match error.kind() {
+        std::io::ErrorKind::AddrInUse => "; is another server running there? Choose another port",
+        _ => "",
+    };
+    let addresses = addresses.join(" or ");
+    format!("--bind: cannot listen on {addresses}: {error}{advice}")
 }
 
 fn provenance(config: &ServeConfig, checkpoint: &Checkpoint) -> Provenance {

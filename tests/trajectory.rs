@@ -375,6 +375,35 @@ fn a_running_recording_can_be_read_but_not_repaired() {
 }
 
 #[test]
+fn a_run_without_frames_leaves_no_file() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let recorder = start(directory.path());
+    for key in [1, 2] {
+        let open = RecordMessage::Open {
+            key,
+            label: "stopped-at-once".to_owned(),
+            header: header(3, [false; 3], false),
+        };
+        send(&recorder, open);
+        let event = RecordMessage::Event {
+            key,
+            step: 0,
+            text: "edit".to_owned(),
+        };
+        send(&recorder, event);
+    }
+    let frame = frame(3, 0, [[0.0; 3]; 3], false);
+    send(&recorder, RecordMessage::Frame { key: 2, frame });
+    send(&recorder, RecordMessage::Close { key: 1 });
+    recorder.finish();
+    let left: Vec<String> = std::fs::read_dir(directory.path())
+        .expect("directory")
+        .map(|entry| entry.expect("entry").file_name().display().to_string())
+        .collect();
+    assert_eq!(left, ["stopped-at-once-2.h5"]);
+}
+
+#[test]
 fn frames_that_do_not_fit_are_refused_by_name() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let recorder = start(directory.path());

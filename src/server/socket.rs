@@ -171,7 +171,11 @@ impl<'a> Reading<'a> {
                     }
                 }
                 () = tokio::time::sleep(RETRY), if admitted => {} // the engine is full
-                _ = pings.tick() => {
+                due = pings.tick() => {
+                    // A process that was suspended itself has not listened either.
+                    if due.elapsed() > interval / 2 {
+                        self.last_heard = Instant::now();
+                    }
                     // A socket that is not read cannot answer.
                     let silent = self.last_heard.elapsed();
                     if self.blocked.is_none() && silent >= 2 * interval {
@@ -258,8 +262,8 @@ impl<'a> Reading<'a> {
     fn refuse(&mut self, error: Error) -> Option<(u16, &'static str)> {
         let error = error.into_inner();
         match error.downcast_ref::<tungstenite::Error>() {
-            Some(tungstenite::Error::Capacity(limit)) => {
-                tracing::info!(%limit, "a message was too large");
+            Some(tungstenite::Error::Capacity(error)) => {
+                tracing::info!(%error, "a message beyond --max-message-mib (bytes)");
                 self.unread = true;
                 Some((close_code::SIZE, "the message is too large"))
             }

@@ -167,8 +167,18 @@ impl Parameters {
                 Method::Lbfgs { max_step_angstrom }
             }
             (Kind::Relax, Integrator::Fire) => Method::Fire { max_step_angstrom },
-            (Kind::Md, other) => return Err(format!("integrator {} in MD", other.name())),
-            (Kind::Relax, other) => return Err(format!("integrator {} in RELAX", other.name())),
+            (Kind::Md, other) => {
+                return Err(format!(
+                    "integrator {} is none of MD: langevin, velocity_verlet",
+                    other.name()
+                ));
+            }
+            (Kind::Relax, other) => {
+                return Err(format!(
+                    "integrator {} is none of RELAX: bfgs, lbfgs, fire",
+                    other.name()
+                ));
+            }
         };
         method.check().map_err(|e| e.to_string())?;
         Ok(method)
@@ -187,7 +197,7 @@ impl Integrator {
         ]
         .into_iter()
         .find(|&i| i as i32 == number)
-        .ok_or_else(|| format!("unknown integrator {number}"))
+        .ok_or_else(|| format!("unknown integrator {number}, the limits are 0 and 5"))
     }
 
     fn name(self) -> &'static str {

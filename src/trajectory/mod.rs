@@ -230,7 +230,7 @@ pub enum RecordNoticeKind {
         /// The file.
         path: PathBuf,
     },
-    /// The file is complete and closed.
+    /// The file is complete and closed; without frames, it is removed.
     Closed {
         /// The file.
         path: PathBuf,

@@ -382,7 +382,26 @@ impl Recording {
         self.notify(key, kind);
     }
 
+    /// Logs at once, from this thread: the last notices of a session come after its last message.
     fn notify(&self, key: u64, kind: RecordNoticeKind) {
+        let session = key;
+        match &kind {
+            RecordNoticeKind::Opened { path } => {
+                tracing::info!(session, path = %path.display(), "recording");
+            }
+            RecordNoticeKind::Closed { path, frames: 0 } => {
+                tracing::info!(session, path = %path.display(), "removed: no frames");
+            }
+            RecordNoticeKind::Closed { path, frames } => {
+                tracing::info!(session, path = %path.display(), frames, "recorded");
+            }
+            RecordNoticeKind::Failed { error } => {
+                tracing::error!(session, error, "recording failed");
+            }
+            RecordNoticeKind::Recovered { frames_dropped } => {
+                tracing::warn!(session, frames_dropped, "recording goes on");
+            }
+        }
         let mut notices = lock(&self.shared.notices);
         if notices.len() < NOTICES {
             notices.push(RecordNotice { key, kind });

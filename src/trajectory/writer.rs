@@ -168,7 +168,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes everything and closes the file. On an error the file stays as a kill would leave
+    /// Writes everything and closes the file; a file without frames is removed. On an error the file stays as a kill would leave
     /// it, and `repair` finds the rest in the journal as far as that could be written; the number
     /// of frames lost comes with the error.
     pub(super) fn close(mut self) -> Result<u64, (TrajectoryError, u64)> {
@@ -190,6 +190,13 @@ impl Writer {
             let reason = format!("complete, but its journal cannot be removed: {e}");
             (TrajectoryError::file(&self.path, reason), 0)
         })?;
+        if frames == 0 {
+            // A simulation that was stopped before its first step: readers refuse such a file.
+            std::fs::remove_file(&self.path).map_err(|e| {
+                let reason = format!("has no frames and cannot be removed: {e}");
+                (TrajectoryError::file(&self.path, reason), 0)
+            })?;
+        }
         Ok(frames)
     }
 

@@ -160,9 +160,15 @@ fn parameters_are_kept_taken_raw_or_refused() {
             }),
             "frame_interval_ms = 60001, the limit is 60000",
         ),
-        (md(with(6)), "unknown integrator 6"),
-        (md(with(3)), "integrator bfgs in MD"),
-        (relax(with(2)), "integrator langevin in RELAX"),
+        (md(with(6)), "unknown integrator 6, the limits are 0 and 5"),
+        (
+            md(with(3)),
+            "integrator bfgs is none of MD: langevin, velocity_verlet",
+        ),
+        (
+            relax(with(2)),
+            "integrator langevin is none of RELAX: bfgs, lbfgs, fire",
+        ),
         (
             md(RawParameters {
                 record: Some(true),
