@@ -131,6 +131,11 @@ impl RecordSink for Recording {
                     self.event(session, step, format!("edit {description}"));
                 }
             }
+            Record::Failure { step, reason } => {
+                if self.runs.contains_key(&session) {
+                    self.event(session, step, format!("compute error: {reason}"));
+                }
+            }
             Record::Stop => self.close(session),
         }
     }

@@ -43,6 +43,13 @@ pub enum Record {
         /// What was changed, in words.
         description: String,
     },
+    /// A step could not be computed; the simulation ends.
+    Failure {
+        /// Steps done before.
+        step: u64,
+        /// Why, in words.
+        reason: String,
+    },
     /// The simulation has stopped.
     Stop,
 }

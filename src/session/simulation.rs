@@ -327,6 +327,12 @@ impl Session {
         match flight.purpose {
             Purpose::Reply { count } => self.notice(text, false, Some(count)),
             Purpose::Step { .. } => {
+                if self.recording.active {
+                    self.recording.records.push(Record::Failure {
+                        step: self.steps,
+                        reason: reason.to_owned(),
+                    });
+                }
                 self.halt();
                 self.notice(text, true, None);
             }

@@ -45,7 +45,12 @@ pub(super) fn info(path: &Path) -> Result<String, TrajectoryError> {
     table.statistics("potential energy", "eV", &potential, 4);
     table.statistics("kinetic energy", "eV", &kinetic, 4);
     table.statistics("total energy", "eV", &total, 4);
-    table.statistics("temperature", "K", &trajectory.scalars("temperature")?, 1);
+    // Frames of a relaxation have no temperature and are written with 0 K.
+    let mut temperature = trajectory.scalars("temperature")?;
+    if temperature.iter().any(|&t| t > 0.0) {
+        temperature.retain(|&t| t > 0.0);
+    }
+    table.statistics("temperature", "K", &temperature, 1);
 
     table.row("recorded by", format!("umaserve {}", p.version));
     table.row(

@@ -298,8 +298,28 @@ fn tell(record: &Record) -> String {
         ),
         Record::Frame { step, time_fs, .. } => format!("frame {step} at {time_fs} fs"),
         Record::Edit { step, description } => format!("edit after {step}: {description}"),
+        Record::Failure { step, reason } => format!("failure after {step}: {reason}"),
         Record::Stop => "stop".into(),
     }
+}
+
+#[test]
+fn a_recording_says_why_a_run_ended() {
+    let mut b = Bench::with_settings(SessionSettings {
+        can_record: true,
+        record_by_default: true,
+        ..settings()
+    });
+    b.send(upload(&water()));
+    b.run_idle();
+    b.send(start_md());
+    b.step();
+    let mut outcome = solve(b.next_step());
+    outcome.result = Err("out of memory".into());
+    b.session.complete(outcome, b.now);
+    let told: Vec<String> = b.session.take_records().iter().map(tell).collect();
+    let last = &told[told.len() - 2..];
+    assert_eq!(last, ["failure after 1: out of memory", "stop"]);
 }
 
 #[test]
