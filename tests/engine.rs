@@ -308,6 +308,7 @@ impl RecordSink for Notebook {
             Record::Start { .. } => "start",
             Record::Frame { .. } => "frame",
             Record::Edit { .. } => "edit",
+            Record::Failure { .. } => "failure",
             Record::Stop => "stop",
         };
         self.0.lock().unwrap().push(format!("{} {word}", session.0));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use umaserve::session::{Content, Edit, RawParameters, Record, SessionSettings};
 
 use crate::bench::*;
+use crate::worker::solve;
 
 #[test]
 fn the_window_closes_after_ten_and_is_announced_once() {
