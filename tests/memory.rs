@@ -91,6 +91,21 @@ fn check<B: Backend>(what: &str, checkpoint: &Arc<Checkpoint>, make: impl Fn(usi
             0.5 * said < peak && peak < said + tiles,
             "{what}, keep {keep}: {peak} bytes used, {said} announced"
         );
+
+        // Another charge asks for another set of mixed weights, and they stay.
+        let charged = System { charge: 1, ..small };
+        let before = LIVE.load(Ordering::Relaxed);
+        backend.run(&[Structure {
+            numbers: &charged.numbers,
+            neighbors: &few,
+            conditioning: Conditioner::new(checkpoint).conditioning(&charged),
+        }]);
+        let held = (LIVE.load(Ordering::Relaxed) - before) as f64;
+        let said = backend.conditioning_memory() as f64;
+        assert!(
+            0.25 * said < held && held < said + 65536.0,
+            "{what}: {held} bytes of mixed weights, at most {said} announced"
+        );
     }
 }
 

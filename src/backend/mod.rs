@@ -69,6 +69,10 @@ pub trait Backend: Send + Sync {
     /// Working memory for structures with this many atoms and edges in all, bytes.
     fn memory(&self, atoms: usize, edges: usize) -> usize;
 
+    /// Memory for the mixed weights of one conditioning, bytes, at most. A pass holds those of all
+    /// its structures.
+    fn conditioning_memory(&self) -> usize;
+
     /// "cpu" or "cuda".
     fn device(&self) -> &'static str;
 }

@@ -13,7 +13,7 @@ use crate::so3::{Layout, Wigner};
 use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What the buffers of one edge tile may take, bytes: about a core's second-level cache.
 const EDGE_TILE_BYTES: usize = 2 << 20;
@@ -209,11 +209,7 @@ impl<T: Real> CpuBackend<T> {
 
     /// The mixed weights of a conditioning, from the cache where they are there.
     fn mixed(&self, conditioning: &Conditioning) -> Arc<Mixed<T>> {
-        let lock = || {
-            self.mixed
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-        };
+        let lock = || lock(&self.mixed);
         {
             let mut cache = lock();
             if let Some(i) = cache.iter().position(|(key, _)| *key == conditioning.key) {
@@ -507,11 +503,7 @@ impl<T: Real> CpuBackend<T> {
         if buffers.is_empty() {
             return work(Vec::new());
         }
-        let lock = || {
-            self.scratch
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-        };
+        let lock = || lock(&self.scratch);
         let mut memory = lock().pop().unwrap_or_default();
         let len = |buf: Buf| (rows * self.program.width(buf)).next_multiple_of(16);
         let total: usize = buffers.iter().map(|&buf| len(buf)).sum();
@@ -581,11 +573,7 @@ impl<T: Real> CpuBackend<T> {
 
 impl<T: Real> Backend for CpuBackend<T> {
     fn run(&self, batch: &[Structure]) -> Vec<NetworkOutput> {
-        let lock = || {
-            self.arenas
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-        };
+        let lock = || lock(&self.arenas);
         let arena = lock()
             .pop()
             .unwrap_or_else(|| Arena::new(self.program.buffers.len()));
@@ -609,6 +597,10 @@ impl<T: Real> Backend for CpuBackend<T> {
             + list
             + edges * self.geometry_width() * size_of::<T>()
             + atoms * self.atom_width() * size_of::<T>()
+    }
+
+    fn conditioning_memory(&self) -> usize {
+        self.weights.mixed_bytes_at_most()
     }
 
     fn device(&self) -> &'static str {
@@ -668,6 +660,11 @@ impl<T: Real> Arena<T> {
             spare: Vec::new(),
         }
     }
+}
+
+/// What these locks guard is whole at any time: a panic elsewhere does not spoil it.
+fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs the tiles on all threads. Which thread does a tile does not matter to the result.

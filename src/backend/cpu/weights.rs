@@ -271,6 +271,19 @@ impl<T: Real> Weights<T> {
         }
     }
 
+    /// Memory of one [`Mixed`], bytes, at most: a layout holds up to four times the numbers of its
+    /// weight (a complex map as one product, for values and for gradients).
+    pub fn mixed_bytes_at_most(&self) -> usize {
+        let mixed = self
+            .program
+            .weights
+            .iter()
+            .filter(|slot| slot.kind == WeightKind::Mixed);
+        mixed
+            .map(|slot| 4 * slot.shape.iter().product::<usize>() * size_of::<T>())
+            .sum()
+    }
+
     fn get<'a>(&'a self, weight: Weight, mixed: &'a Mixed<T>, task: usize) -> &'a Prepared<T> {
         match self.program.weights[weight.0].kind {
             WeightKind::Fixed => self.fixed[weight.0].as_ref(),

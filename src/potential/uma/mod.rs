@@ -17,6 +17,7 @@ use crate::system::System;
 use conditioning::Conditioner;
 use config::FeedForward;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Number type of the network. Positions, edge vectors and sums over a system are f64 in both.
@@ -171,6 +172,21 @@ impl UmaPotential {
         Err(EvaluationError::Unsupported(message))
     }
 
+    /// How many of the first structures fit in memory together, with one set of mixed weights for
+    /// every conditioning among them; at least one.
+    fn fit(&self, structures: &[Structure]) -> usize {
+        let mut used = 0;
+        let mut keys = BTreeSet::new();
+        let fitting = structures.iter().take_while(|structure| {
+            used += self.memory(structure.neighbors);
+            if keys.insert(structure.conditioning.key.as_str()) {
+                used += self.backend.conditioning_memory();
+            }
+            used <= self.options.memory_bytes
+        });
+        fitting.count().max(1)
+    }
+
     fn memory(&self, neighbors: &NeighborList) -> usize {
         self.backend.memory(
             neighbors.target_start.len().saturating_sub(1),
@@ -254,27 +270,20 @@ impl Potential for UmaPotential {
                 pending.push(i);
             }
         }
+        let structures: Vec<Structure> = pending
+            .iter()
+            .map(|&i| Structure {
+                numbers: &batch[i].0.numbers,
+                neighbors: batch[i].1,
+                conditioning: self.conditioner.conditioning(batch[i].0),
+            })
+            .collect();
         let mut first = 0;
         while first < pending.len() {
-            let mut used = 0;
-            let count = pending[first..]
-                .iter()
-                .take_while(|&&i| {
-                    used += self.memory(batch[i].1);
-                    used <= self.options.memory_bytes
-                })
-                .count()
-                .max(1);
-            let part = &pending[first..first + count];
-            let structures: Vec<Structure> = part
-                .iter()
-                .map(|&i| Structure {
-                    numbers: &batch[i].0.numbers,
-                    neighbors: batch[i].1,
-                    conditioning: self.conditioner.conditioning(batch[i].0),
-                })
-                .collect();
-            for (&i, output) in part.iter().zip(self.backend.run(&structures)) {
+            let count = self.fit(&structures[first..]);
+            let part = first..first + count;
+            let outputs = self.backend.run(&structures[part.clone()]);
+            for (&i, output) in pending[part].iter().zip(outputs) {
                 answers[i] = Some(Ok(self.denormalise(batch[i].0, output)));
             }
             first += count;
