@@ -18,6 +18,10 @@ pub struct Cli {
 pub enum Command {
     /// Serve simulations to viewers over WebSocket; under mpirun or srun, ranks 1.. compute
     Serve(ServeArgs),
+    /// How to reach a running server: the tunnel, the address, the token
+    Connect(ConnectArgs),
+    /// How a running server is: ranks, devices, sessions, queue, steps per second
+    Status(StatusArgs),
     /// Energies, forces and stresses of the structures of an extended XYZ file
     Predict(PredictArgs),
     /// Say what a checkpoint is: name, sizes, tasks, elements, memory
@@ -77,9 +81,10 @@ pub struct ModelOptions {
     /// Most working memory for one evaluation, MiB
     #[arg(long, value_name = "MIB", default_value_t = 8192)]
     pub memory_mib: usize,
-    /// Threads of this process [default: one per core, shared by the ranks of a host]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
+    /// CPUs of this process, and threads to compute with [default: SLURM_CPUS_PER_TASK, else
+    /// those that it may use (affinity, cgroup), shared by the ranks of a host]
+    #[arg(long, value_name = "N", alias = "threads")]
+    pub cpus: Option<usize>,
 }
 
 /// `umaserve serve`.
@@ -88,15 +93,12 @@ pub struct ServeArgs {
     /// The checkpoint and where it is evaluated.
     #[command(flatten)]
     pub model: ModelOptions,
-    /// Address of the server
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8000")]
-    pub bind: String,
+    /// Who may connect, and how.
+    #[command(flatten)]
+    pub door: DoorOptions,
     /// Record every simulation into this directory, one H5MD file per run
     #[arg(long, value_name = "DIR")]
     pub record: Option<PathBuf>,
-    /// Let every viewer in that can reach the port (there are no access tokens yet)
-    #[arg(long)]
-    pub no_auth: bool,
     /// Atoms of a session
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     pub max_atoms: usize,
@@ -174,4 +176,134 @@ pub enum TrajectoryCommand {
         /// H5MD file
         file: PathBuf,
     },
+}
+
+/// When the printed address carries the token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ShowToken {
+    /// Unless others could read it (the output of a Slurm job, a file that is not private)
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never: `umaserve connect` shows it
+    Never,
+}
+
+/// Where the server listens, who may come in, and how much they may ask for.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Access and limits")]
+pub struct DoorOptions {
+    /// File with settings (TOML): names of options as keys, `max-atoms = 100`
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Address of the server; port 0 picks a free one [default: 127.0.0.1:8000, or none with
+    /// --unix-socket]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub bind: Option<String>,
+    /// Listen on the address of this network interface (with a port: ib0:8000) instead of --bind
+    #[arg(long, value_name = "NAME[:PORT]", conflicts_with = "bind")]
+    pub bind_interface: Option<String>,
+    /// Listen on a Unix socket with mode 0600
+    #[arg(long, value_name = "PATH")]
+    pub unix_socket: Option<PathBuf>,
+    /// Certificate chain (PEM): serve https and wss on --bind
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Let everybody in who can reach the port; only on loopback or a Unix socket
+    #[arg(long)]
+    pub no_auth: bool,
+    /// File with a token, or with lines NAME:TOKEN; mode 0600 [default: UMASERVE_TOKEN, else that
+    /// of an earlier start of the same job, else a random one]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_auth")]
+    pub token_file: Option<PathBuf>,
+    /// When the printed address carries the token
+    #[arg(long, value_enum, default_value_t)]
+    pub show_token: ShowToken,
+    /// Pages of this origin may connect too (https://HOST:PORT, or * for all); may be repeated
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
+    pub allow_origin: Vec<String>,
+    /// What a proxy puts in front of every path; {host} and {port} are filled in
+    #[arg(long, value_name = "PATH", default_value = "")]
+    pub path_prefix: String,
+    /// Where to write how the server is reached, mode 0600 [default: connection.json in the
+    /// --record directory]
+    #[arg(long, value_name = "FILE")]
+    pub connection_file: Option<PathBuf>,
+    /// The host through which users reach this one [default: SLURM_SUBMIT_HOST]
+    #[arg(long, value_name = "HOST")]
+    pub login_host: Option<String>,
+    /// Sessions of one token at a time [default: --max-sessions]
+    #[arg(long, value_name = "N")]
+    pub max_sessions_per_token: Option<usize>,
+    /// Atoms of all sessions together
+    #[arg(long, value_name = "N", default_value_t = 2_000_000)]
+    pub max_total_atoms: usize,
+    /// Atoms of the sessions of one token together [default: --max-total-atoms]
+    #[arg(long, value_name = "N")]
+    pub max_atoms_per_token: Option<usize>,
+    /// Messages per second of a session; beyond, they are read more slowly
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub max_message_rate: u32,
+    /// Messages per second of the sessions of one token together
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub max_message_rate_per_token: u32,
+    /// Messages per second of all sessions together
+    #[arg(long, value_name = "N", default_value_t = 200_000)]
+    pub max_total_message_rate: u32,
+    /// HTTP requests per second of one token; beyond, 429
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_request_rate: u32,
+    /// Connections at a time; more wait
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_connections: usize,
+    /// Time for a TLS handshake and for the head of a request, s
+    #[arg(long, value_name = "S", default_value_t = 10)]
+    pub handshake_timeout_s: u64,
+    /// A session whose viewer says nothing for so long is closed, s; 0: never
+    #[arg(long, value_name = "S", default_value_t = 43_200)]
+    pub idle_timeout_s: u64,
+}
+
+/// `umaserve connect`.
+#[derive(Debug, Args)]
+pub struct ConnectArgs {
+    /// The connection file, its directory, or [USER@]HOST:FILE to read it through ssh
+    /// [default: connection.json or runs/connection.json]
+    pub file: Option<String>,
+    /// Open the tunnel and keep it open until Ctrl-C
+    #[arg(long)]
+    pub tunnel: bool,
+    /// Open the address in the browser
+    #[arg(long)]
+    pub open: bool,
+    /// Port at this end of the tunnel [default: the server's]
+    #[arg(long, value_name = "PORT")]
+    pub local_port: Option<u16>,
+    /// Host through which to reach the server [default: what the file says]
+    #[arg(long, value_name = "[USER@]HOST")]
+    pub login: Option<String>,
+    /// Print the token only
+    #[arg(long)]
+    pub print_token: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Go on although the server has not been heard of lately
+    #[arg(long)]
+    pub even_if_gone: bool,
+}
+
+/// `umaserve status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The connection file, its directory, or [USER@]HOST:FILE to read it through ssh
+    /// [default: connection.json or runs/connection.json]
+    pub file: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }

@@ -3,12 +3,18 @@
 //! This is the only module that reads environment variables. Whatever is wrong with a setting is
 //! said here, by name and with its limit, before anything starts.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+mod command_line;
+mod door;
+
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::server::Token;
 use crate::cli::{Device, LogFormat, ModelOptions, Precision, PredictArgs, ServeArgs};
+
+pub use command_line::{Typed, command_line, variable};
+pub use door::{Address, DoorConfig, TokenSource, interface_addresses, read_tokens};
 
 /// The checkpoint that is served when none is named.
 pub const SHIPPED_MODEL: &str = "models/nano-1p2.pt";
@@ -60,6 +66,19 @@ pub struct Environment {
     pub ranks_on_host: Option<usize>,
     /// Place of the running program, to find what is shipped beside it.
     pub program: Option<PathBuf>,
+    /// `SLURM_CPUS_PER_TASK`: CPUs that Slurm has given to this rank.
+    pub cpus_per_task: Option<usize>,
+    /// `UMASERVE_TOKEN`: the token, or what is wrong with it.
+    pub token: Option<Result<Token, String>>,
+    /// `SLURM_JOB_ID`: number of the job.
+    pub job_id: Option<String>,
+    /// `SLURM_SUBMIT_HOST`: from where the job was submitted.
+    pub submit_host: Option<String>,
+    /// `USER`: whose processes these are.
+    pub user: Option<String>,
+    /// `SLURM_RESTART_COUNT` and `UMASERVE_RESTARTS`: how often the job or its ranks were started
+    /// again.
+    pub restarts: u64,
 }
 
 impl Environment {
@@ -100,6 +119,15 @@ impl Environment {
                 .into_iter()
                 .find_map(|name| text(name)?.trim().parse().ok()),
             program: None,
+            cpus_per_task: text("SLURM_CPUS_PER_TASK").and_then(|n| n.trim().parse().ok()),
+            token: text("UMASERVE_TOKEN").map(|token| Token::new(token.trim())),
+            job_id: text("SLURM_JOB_ID"),
+            submit_host: text("SLURM_SUBMIT_HOST"),
+            user: text("USER").or_else(|| text("LOGNAME")),
+            restarts: ["SLURM_RESTART_COUNT", "UMASERVE_RESTARTS"]
+                .into_iter()
+                .filter_map(|name| text(name)?.trim().parse::<u64>().ok())
+                .sum(),
         }
     }
 
@@ -140,7 +168,7 @@ pub struct ModelConfig {
     pub task: Option<String>,
     /// Most working memory for one evaluation, bytes.
     pub memory_bytes: usize,
-    /// Threads of this process.
+    /// Threads that compute in this process: its CPUs.
     pub threads: usize,
 }
 
@@ -149,8 +177,8 @@ pub struct ModelConfig {
 pub struct ServeConfig {
     /// The checkpoint and where it is evaluated.
     pub model: ModelConfig,
-    /// Where to listen; loopback addresses.
-    pub bind: Vec<SocketAddr>,
+    /// Where to listen, who may come in, how much they may ask for.
+    pub door: DoorConfig,
     /// Where to record.
     pub record: Option<PathBuf>,
     /// Atoms of a session.
@@ -207,7 +235,7 @@ pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig,
     });
     Ok(ServeConfig {
         model,
-        bind: bind(&args.bind)?,
+        door: door::check(args, environment)?,
         record: args.record.clone(),
         max_atoms: usize_in("--max-atoms", args.max_atoms, 1..=10_000_000)?,
         max_edges: usize_in("--max-edges", args.max_edges, 1..=2_000_000_000)?,
@@ -248,14 +276,9 @@ pub fn log(format: LogFormat, environment: &Environment) -> LogConfig {
 }
 
 fn model(options: &ModelOptions, environment: &Environment) -> Result<ModelConfig, ConfigError> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // Rank 0 computes nothing, so its share goes to the others.
-    let computing = environment
-        .ranks_on_host
-        .map_or(1, |ranks| ranks.saturating_sub(1).max(1));
-    let threads = match options.threads {
-        Some(threads) => usize_in("--threads", threads, 1..=4096)?,
-        None => (cores / computing).max(1),
+    let threads = match options.cpus {
+        Some(cpus) => usize_in("--cpus", cpus, 1..=4096)?,
+        None => cpus(environment),
     };
     Ok(ModelConfig {
         path: model_path(options.model.as_deref(), environment)?,
@@ -319,25 +342,29 @@ fn places(relative: &Path, environment: &Environment) -> Vec<PathBuf> {
         .collect()
 }
 
-fn bind(text: &str) -> Result<Vec<SocketAddr>, ConfigError> {
-    let invalid = |reason: String| ConfigError::Invalid(format!("--bind {text}: {reason}"));
-    let addresses: Vec<SocketAddr> = text
-        .to_socket_addrs()
-        .map_err(|error| invalid(format!("not a HOST:PORT that can be found ({error})")))?
-        .collect();
-    if addresses.is_empty() {
-        return Err(invalid("the name has no address".into()));
+/// CPUs of this process. What the process may use (affinity, cgroup quota) bounds what Slurm says
+/// it has been given; where nobody says, the computing ranks of a host share its CPUs.
+fn cpus(environment: &Environment) -> usize {
+    let usable = std::thread::available_parallelism().map_or(1, usize::from);
+    match environment.cpus_per_task {
+        Some(given) => given.clamp(1, usable),
+        // Rank 0 computes nothing, so its share goes to the others.
+        None => {
+            let computing = environment
+                .ranks_on_host
+                .map_or(1, |ranks| ranks.saturating_sub(1).max(1));
+            (usable / computing).max(1)
+        }
     }
-    match addresses.iter().find(|address| !address.ip().is_loopback()) {
-        None => Ok(addresses),
-        Some(address) => Err(invalid(format!(
-            "{} can be reached from other machines, and this version has no access tokens: anybody \
-             could drive your simulations. Bind 127.0.0.1 and reach it through \
-             `ssh -L {1}:127.0.0.1:{1} THIS_HOST`",
-            address.ip(),
-            address.port()
-        ))),
-    }
+}
+
+/// Name of this host.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    name.or_else(|| std::env::var("HOSTNAME").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".into())
 }
 
 fn in_range(
@@ -366,13 +393,13 @@ fn usize_in(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use clap::Parser;
 
     use super::*;
     use crate::cli::{Cli, Command};
 
-    fn serve_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<ServeConfig, String> {
+    pub(super) fn serve_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<ServeConfig, String> {
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"); // any file
         let mut all = vec!["umaserve", "serve"];
         if !arguments.contains(&"--model") && !environment.iter().any(|(n, _)| *n == "UMA_MODEL") {
@@ -392,7 +419,6 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_protocol() {
         let config = serve_with(&[], &[]).unwrap();
-        assert_eq!(config.bind, ["127.0.0.1:8000".parse().unwrap()]);
         assert_eq!(config.record, None);
         assert_eq!(config.max_atoms, 20_000);
         assert_eq!(config.max_unacked, 10);
@@ -400,23 +426,6 @@ mod tests {
         assert_eq!(config.frame_interval, Duration::from_millis(15));
         assert_eq!(config.model.device, Device::Cpu);
         assert!(!config.ack_cleared && !config.launched_by_mpi);
-    }
-
-    #[test]
-    fn other_machines_are_kept_out() {
-        for address in ["0.0.0.0:8000", "192.0.2.7:8000", "[::]:8000"] {
-            let error = serve_with(&["--bind", address], &[]).unwrap_err();
-            assert!(error.contains("access tokens"), "{error}");
-            // Being without tokens on purpose changes nothing yet.
-            assert!(serve_with(&["--bind", address, "--no-auth"], &[]).is_err());
-        }
-        for address in ["127.0.0.1:0", "[::1]:9000", "localhost:9000"] {
-            assert!(serve_with(&["--bind", address], &[]).is_ok(), "{address}");
-        }
-        for address in ["8000", "127.0.0.1", "127.0.0.1:99999", ""] {
-            let error = serve_with(&["--bind", address], &[]).unwrap_err();
-            assert!(error.contains("HOST:PORT"), "{error}");
-        }
     }
 
     #[test]
@@ -444,7 +453,16 @@ mod tests {
             "--max-message-mib",
             "--max-unacked",
             "--edge-budget",
-            "--threads",
+            "--cpus",
+            "--max-sessions-per-token",
+            "--max-total-atoms",
+            "--max-atoms-per-token",
+            "--max-message-rate",
+            "--max-message-rate-per-token",
+            "--max-total-message-rate",
+            "--max-request-rate",
+            "--max-connections",
+            "--handshake-timeout-s",
         ] {
             let error = serve_with(&[option, "0"], &[]).unwrap_err();
             assert!(
@@ -485,6 +503,15 @@ mod tests {
         assert!(config.launched_by_mpi);
         assert_eq!(config.model.threads, (cores / 2).max(1));
         assert_eq!(serve_with(&[], &[]).unwrap().model.threads, cores);
+        // What Slurm has given to a rank is not shared again.
+        let slurm = [&ranks[..], &[("SLURM_CPUS_PER_TASK", "1")]].concat();
+        assert_eq!(serve_with(&[], &slurm).unwrap().model.threads, 1);
+        let slurm = [&ranks[..], &[("SLURM_CPUS_PER_TASK", "4096")]].concat();
+        assert_eq!(serve_with(&[], &slurm).unwrap().model.threads, cores);
+        for name in ["--cpus", "--threads"] {
+            let config = serve_with(&[name, "3"], &slurm).unwrap();
+            assert_eq!(config.model.threads, 3);
+        }
     }
 
     #[test]

@@ -20,8 +20,11 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use crate::comm::thread::{Waker, panic_message};
 use crate::comm::{Job, Outcome, SendError, SessionId, WorkerEvent, Workers};
+use crate::metrics::Metrics;
 use crate::scheduler::{Dispatch, Scheduler};
-use crate::session::{ClientMessage, Record, ServerMessage, Session, SessionSettings, Ticket};
+use crate::session::{
+    ClientMessage, Content, Owner, Record, ServerMessage, Session, SessionSettings, Ticket,
+};
 
 /// Events taken before sessions act and shards leave: a flood of messages must not keep results
 /// waiting.
@@ -36,6 +39,9 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// How soon to knock again at a viewer's queue that is full.
 const RETRY: Duration = Duration::from_millis(2);
 
+/// Time between two counts of what viewers have not acknowledged.
+const COUNT_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Where a session's messages go: a bounded queue towards its socket.
 pub type ToViewer = tokio::sync::mpsc::Sender<ServerMessage>;
 
@@ -48,6 +54,8 @@ pub enum Event {
         id: SessionId,
         /// Where its messages go. Dropped when the session ends.
         to_viewer: ToViewer,
+        /// Whose session it is.
+        owner: Arc<Owner>,
     },
     /// A viewer has said something.
     Message {
@@ -55,6 +63,13 @@ pub enum Event {
         id: SessionId,
         /// What.
         message: Box<ClientMessage>,
+    },
+    /// The viewer of a session is to be told something that has happened outside of the engine.
+    Announce {
+        /// Whose session.
+        id: SessionId,
+        /// The text of the notice.
+        text: String,
     },
     /// A viewer is gone.
     Disconnected {
@@ -136,6 +151,8 @@ pub struct EngineSettings {
     pub max_backlog: usize,
     /// Edges in one shard.
     pub edge_budget: u64,
+    /// Where things are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Default for EngineSettings {
@@ -146,6 +163,7 @@ impl Default for EngineSettings {
             max_waiting_messages: 4096,
             max_backlog: 4096,
             edge_budget: 5_000,
+            metrics: Arc::default(),
         }
     }
 }
@@ -175,6 +193,8 @@ struct Seat {
     backlog: VecDeque<ServerMessage>,
     span: tracing::Span,
     wake_at: Option<Instant>,
+    /// When the job that is out became ready.
+    job_since: Option<Instant>,
 }
 
 /// Why a session ends.
@@ -201,6 +221,7 @@ pub struct Engine<W, R> {
     touched: BTreeSet<SessionId>,
     statistics: Arc<Statistics>,
     poll_since: Instant,
+    counted_at: Option<Instant>,
     leaving: bool,
 }
 
@@ -210,6 +231,7 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         let count = workers.devices().len();
         let statistics = Arc::new(Statistics::default());
         statistics.workers.store(count as u64, Ordering::Relaxed);
+        settings.metrics.workers.set(count as i64);
         Engine {
             scheduler: Scheduler::new(count, settings.edge_budget),
             settings,
@@ -221,6 +243,7 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
             touched: BTreeSet::new(),
             statistics,
             poll_since: Instant::now(),
+            counted_at: None,
             leaving: false,
         }
     }
@@ -277,6 +300,18 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         self.statistics.queued_jobs.store(queued, Ordering::Relaxed);
         let sessions = self.sessions.len() as u64;
         self.statistics.sessions.store(sessions, Ordering::Relaxed);
+        let metrics = &self.settings.metrics;
+        metrics.queued_jobs.set(queued as i64);
+        metrics.sessions.set(sessions as i64);
+        if self.counted_at.is_none_or(|at| now > at + COUNT_INTERVAL) {
+            self.counted_at = Some(now);
+            let unacked = self.sessions.values().map(|seat| seat.session.unacked());
+            let (sum, most) = unacked.fold((0u64, 0u64), |(sum, most), n| {
+                (sum.saturating_add(n), most.max(n))
+            });
+            metrics.unacked.set(sum as i64);
+            metrics.unacked_most.set(most as i64);
+        }
     }
 
     /// Waits for something to do.
@@ -315,9 +350,16 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
     /// Everything that can happen, in one place.
     fn apply(&mut self, event: Event, now: Instant) {
         match event {
-            Event::Connected { id, to_viewer } => self.connect(id, to_viewer, now),
+            Event::Connected {
+                id,
+                to_viewer,
+                owner,
+            } => self.connect(id, to_viewer, &owner, now),
             Event::Message { id, message } => {
                 self.with_session(id, |session| session.receive(*message, now));
+            }
+            Event::Announce { id, text } => {
+                self.with_session(id, |session| session.announce(&text));
             }
             Event::Disconnected { id, place } => {
                 self.end(id, &Farewell::Disconnected);
@@ -347,7 +389,7 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         }
     }
 
-    fn connect(&mut self, id: SessionId, to_viewer: ToViewer, now: Instant) {
+    fn connect(&mut self, id: SessionId, to_viewer: ToViewer, owner: &Owner, now: Instant) {
         if self.sessions.len() >= self.settings.max_sessions {
             // Dropping the sender closes the connection.
             tracing::warn!(
@@ -359,13 +401,15 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         }
         let span = tracing::info_span!("session", id = id.0);
         span.in_scope(|| tracing::debug!("session begins"));
-        let session = Session::new(id, self.settings.session.clone(), now);
+        let session = Session::new(id, self.settings.session.clone(), now)
+            .with_allowance(owner.allowance());
         let seat = Seat {
             session,
             to_viewer,
             backlog: VecDeque::new(),
             span,
             wake_at: None,
+            job_since: None,
         };
         self.sessions.insert(id, seat);
     }
@@ -433,8 +477,9 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
 
     fn queue_job(&mut self, job: Option<Job>) {
         if let Some(job) = job
-            && let Some(seat) = self.sessions.get(&job.session)
+            && let Some(seat) = self.sessions.get_mut(&job.session)
         {
+            seat.job_since = Some(Instant::now());
             tracing::trace!(parent: &seat.span, serial = job.serial, "job");
             self.scheduler.push(job);
         }
@@ -445,7 +490,16 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         let Some(seat) = self.sessions.get_mut(&id) else {
             return Ok(());
         };
-        seat.backlog.extend(seat.session.take_output());
+        let metrics = &self.settings.metrics;
+        for message in seat.session.take_output() {
+            match &message.content {
+                Content::Frame(_) => {
+                    metrics.frames.inc();
+                }
+                Content::Notice(notice) => metrics.count_notice(&notice.message),
+            }
+            seat.backlog.push_back(message);
+        }
         while let Some(message) = seat.backlog.pop_front() {
             match seat.to_viewer.try_send(message) {
                 Ok(()) => {}
@@ -503,7 +557,16 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
 
     fn deliver(&mut self, outcome: Outcome, now: Instant) {
         self.statistics.jobs.fetch_add(1, Ordering::Relaxed);
+        let metrics = &self.settings.metrics;
+        metrics.jobs.inc();
+        if let Some(seat) = self.sessions.get_mut(&outcome.session)
+            && let Some(since) = seat.job_since.take()
+        {
+            let time = now.saturating_duration_since(since);
+            metrics.step_seconds.observe(time.as_secs_f64());
+        }
         if let Err(error) = &outcome.result {
+            metrics.failed_jobs.inc();
             self.statistics.failed_jobs.fetch_add(1, Ordering::Relaxed);
             tracing::info!(session = outcome.session.0, error, "job failed");
         }
@@ -532,6 +595,7 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         self.statistics
             .workers
             .store(left as u64, Ordering::Relaxed);
+        self.settings.metrics.workers.set(left as i64);
         tracing::error!(worker, reason, left, "worker lost");
         self.fail(given_up, "the workers that tried this step were lost", now);
     }

@@ -2,8 +2,8 @@
 //!
 //! The modules in reading order: the words of the field ([`units`], [`system`], [`neighbors`],
 //! [`dynamics`], [`structure_file`]), the network ([`so3`], [`nn`], [`backend`], [`potential`]),
-//! the service ([`session`], [`comm`], [`scheduler`], [`worker`], [`engine`], [`server`],
-//! [`trajectory`], [`recording`]), and what the user types ([`cli`], [`config`]) and gets
+//! the service ([`session`], [`comm`], [`placement`], [`scheduler`], [`worker`], [`engine`],
+//! [`server`], [`trajectory`], [`recording`], [`metrics`], [`connection`]), and what the user types ([`cli`], [`config`]) and gets
 //! ([`serve`], [`predict`]).
 
 pub mod dynamics;
@@ -19,7 +19,10 @@ pub mod predict;
 pub mod so3;
 
 pub mod comm;
+pub mod connection;
 pub mod engine;
+pub mod metrics;
+pub mod placement;
 pub mod recording;
 pub mod scheduler;
 pub mod server;
@@ -29,4 +32,5 @@ pub mod worker;
 
 pub mod cli;
 pub mod config;
+pub mod connect;
 pub mod serve;

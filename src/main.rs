@@ -3,16 +3,22 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
-use umaserve::cli::{Cli, Command, LogFormat, TrajectoryCommand};
-use umaserve::config::{self, Environment, LogConfig};
+use umaserve::cli::{Command, LogFormat, TrajectoryCommand};
+use umaserve::config::{self, Environment, LogConfig, Typed};
 use umaserve::potential::uma::{Checkpoint, describe::describe};
 use umaserve::predict::{PredictOptions, predict_file};
-use umaserve::{serve, trajectory};
+use umaserve::{connect, serve, trajectory};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match config::command_line(std::env::args_os()) {
+        Ok(Typed::Cli(cli)) => cli,
+        Ok(Typed::Said(said)) => said.exit(),
+        Err(error) => {
+            eprintln!("umaserve: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let environment = Environment::read();
     let done = match &cli.command {
         Command::Serve(args) => {
@@ -23,6 +29,8 @@ fn main() -> ExitCode {
                     serve::run(&config)
                 })
         }
+        Command::Connect(args) => connect::connect(args).map(|text| print(&text)),
+        Command::Status(args) => connect::status(args).map(|text| print(&text)),
         Command::Predict(args) => config::predict(args, &environment)
             .map_err(text)
             .and_then(|config| predict(&config)),
@@ -51,6 +59,12 @@ fn main() -> ExitCode {
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+fn print(text: &str) {
+    if !text.is_empty() {
+        println!("{}", text.trim_end());
     }
 }
 

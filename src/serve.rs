@@ -1,24 +1,32 @@
 //! `umaserve serve`: puts engine, workers, server and recorder together, in one process or over
 //! the ranks of an MPI job.
 
-use std::net::TcpListener;
+mod door;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::TrySendError;
+use std::sync::mpsc::{Receiver, TrySendError};
+use std::time::Instant;
 
 use crate::cli::Device;
 use crate::comm::thread::ThreadWorkers;
-use crate::comm::{SendError, Shard, WorkerEvent, Workers};
-use crate::config::{ModelConfig, ServeConfig};
+use crate::comm::{Outcome, SendError, Shard, WorkerEvent, Workers};
+use crate::config::{ModelConfig, ServeConfig, host_name};
+use crate::connection::Heartbeat;
 use crate::engine::{Engine, EngineHandle, EngineSettings, Event, NoRecording, RecordSink, events};
+use crate::metrics::Metrics;
+use crate::placement::{self, Place, Seat, Wanted};
 use crate::potential::Potential;
 use crate::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
 use crate::recording::Recording;
 use crate::server::{
-    EngineSender, FromViewer, Health, HealthStatus, RunningServer, ServerSettings,
+    EngineSender, FromViewer, Health, HealthStatus, Phase, RankStatus, RunningServer,
+    ServerSettings,
 };
 use crate::session::SessionSettings;
 use crate::trajectory::{Provenance, Recorder, RecorderSettings};
 use crate::worker::thread_body;
+use door::{Directions, Door};
 
 /// How long a worker rank survives a signal without being dismissed by rank 0.
 #[cfg(feature = "mpi")]
@@ -45,16 +53,63 @@ pub fn run(config: &ServeConfig) -> Result<(), String> {
 
 /// One process: a worker thread takes the place of the ranks.
 fn alone(config: &ServeConfig) -> Result<(), String> {
+    let place = place_of(
+        0,
+        vec![Seat {
+            rank: 0,
+            host: host_name(),
+            computes: true,
+            visible: visible_devices(),
+        }],
+        &config.model,
+    )?;
     let checkpoint = open(&config.model)?;
-    let potential = potential(&config.model, &checkpoint)?;
-    let front = Front::open(config, &checkpoint)?;
-    let (engine, heard) = events();
-    let device = device_name(&config.model).to_owned();
-    log_worker(&config.model);
-    let body = thread_body(potential, config.max_edges);
-    let workers = ThreadWorkers::start(vec![device], engine.waker(), body)
-        .map_err(|error| format!("cannot start the worker thread: {error}"))?;
-    front.serve(config, engine, heard, workers)
+    let front = Front::open(config, &checkpoint, 0)?;
+    let started = potential(&config.model, &checkpoint).and_then(|potential| {
+        log_worker(&config.model);
+        let body = thread_body(potential, config.max_edges);
+        let device = device_of(&place);
+        ThreadWorkers::start(vec![device.clone()], front.engine.waker(), body)
+            .map(|workers| (workers, device))
+            .map_err(|error| format!("cannot start the worker thread: {error}"))
+    });
+    match started {
+        Ok((workers, device)) => {
+            let rank = RankStatus {
+                rank: 0,
+                host: host_name(),
+                device,
+                alive: true,
+            };
+            front.serve(config, vec![rank], workers)
+        }
+        Err(reason) => front.fail(reason),
+    }
+}
+
+/// The devices that this process may use, by UUID.
+fn visible_devices() -> Vec<String> {
+    Vec::new() // this build has no CUDA kernels
+}
+
+/// The place of `rank` among all ranks.
+fn place_of(rank: usize, seats: Vec<Seat>, model: &ModelConfig) -> Result<Place, String> {
+    let wanted = match model.device {
+        Device::Cpu => Wanted::Cpu,
+        Device::Auto => Wanted::Auto,
+        Device::Cuda => Wanted::Devices,
+    };
+    let places = placement::assign(&seats, wanted).map_err(|mismatch| mismatch.to_string())?;
+    Ok(places.into_iter().nth(rank).unwrap_or(Place::None))
+}
+
+/// What a rank computes on, in a word.
+fn device_of(place: &Place) -> String {
+    match place {
+        Place::None => "serves".into(),
+        Place::Cpu => "cpu".into(),
+        Place::Device { index, id } => format!("cuda:{index} {id}"),
+    }
 }
 
 /// The ranks of an MPI job; one rank alone serves as if there were no MPI.
@@ -68,35 +123,52 @@ fn ranks(config: &ServeConfig) -> Result<(), String> {
         return alone(config);
     }
     let rank = ranks.rank();
+    let seats = ranks.exchange(&Seat {
+        rank,
+        host: Ranks::host(),
+        computes: rank > 0,
+        visible: visible_devices(),
+    })?;
+    // All come to the same answer; one says it.
+    let place = place_of(rank, seats, &config.model)
+        .map_err(|reason| if rank == 0 { reason } else { String::new() })?;
     let identity = |checkpoint: &Checkpoint| Identity {
         host: Ranks::host(),
         build: build_hash(config),
         checkpoint: checkpoint.digest.to_string(),
-        device: match rank {
-            0 => "serves".into(),
-            _ => device_name(&config.model).into(),
-        },
+        device: device_of(&place),
     };
     if rank == 0 {
         // Everything that can fail is tried before the others are told to go on.
         let prepared = open(&config.model).and_then(|checkpoint| {
-            let front = Front::open(config, &checkpoint)?;
+            let front = Front::open(config, &checkpoint, ranks.size() - 1)?;
             Ok((front, identity(&checkpoint)))
         });
         let (front, mine) = match prepared {
             Ok((front, mine)) => (Some(front), Ok(mine)),
             Err(reason) => (None, Err(reason)),
         };
-        let identities = ranks.agree(mine)?;
+        let agreed = ranks.agree(mine);
         let Some(front) = front else {
-            return Err("rank 0 cannot work".into()); // `agree` has said so already
+            // `agree` has said so already.
+            return agreed.and(Err("rank 0 cannot work".into()));
+        };
+        let identities = match agreed {
+            Ok(identities) => identities,
+            Err(reason) => return front.fail(reason),
         };
         for (rank, identity) in identities.iter().enumerate().skip(1) {
             let Identity { host, device, .. } = identity;
             tracing::info!(rank, host, device, "worker joined");
         }
-        let (engine, heard) = events();
-        return front.serve(config, engine, heard, ranks.workers(&identities));
+        let all = identities.iter().enumerate();
+        let status = all.map(|(rank, identity)| RankStatus {
+            rank,
+            host: identity.host.clone(),
+            device: identity.device.clone(),
+            alive: true,
+        });
+        return front.serve(config, status.collect(), ranks.workers(&identities));
     }
     let prepared = crate::server::outlive_signals(GRACE)
         .map_err(|error| format!("cannot watch for signals: {error}"))
@@ -208,24 +280,44 @@ pub fn default_task(wanted: Option<&str>, checkpoint: &Checkpoint) -> Result<Str
     }
 }
 
-/// What rank 0 opens before the ranks agree to start.
+/// What rank 0 opens before the ranks agree to start. The server answers from here on, and says
+/// that it is not ready.
 struct Front {
-    listener: TcpListener,
+    engine: EngineHandle,
+    heard: Receiver<Event>,
     recorder: Option<Recording>,
     session: Arc<SessionSettings>,
     model: String,
+    health: Arc<Health>,
+    server: RunningServer,
+    heartbeat: Option<Heartbeat>,
+    directions: Directions,
 }
 
 impl Front {
-    fn open(config: &ServeConfig, checkpoint: &Checkpoint) -> Result<Front, String> {
+    /// `workers` is how many ranks compute; 0 if this process does.
+    fn open(
+        config: &ServeConfig,
+        checkpoint: &Checkpoint,
+        workers: usize,
+    ) -> Result<Front, String> {
         let task = default_task(config.model.task.as_deref(), checkpoint)?;
-        let listener = TcpListener::bind(&config.bind[..])
-            .map_err(|error| cannot_listen(&config.bind, &error))?;
+        let door = Door::open(&config.door)?;
+        let metrics = Arc::new(Metrics::default());
+        metrics.restarts.set(config.door.restarts as i64);
         let recorder = match &config.record {
             None => None,
             Some(directory) => {
                 let recorder = Recorder::start(RecorderSettings::new(directory))
                     .map_err(|error| format!("--record: {error}"))?;
+                let watch = recorder.watch();
+                metrics.before_reading(move |metrics| {
+                    let status = watch.status();
+                    metrics.recorded_frames.set(status.frames_safe as i64);
+                    metrics.recorded_frames_dropped.set(status.frames_dropped as i64);
+                    metrics.recorded_bytes.set(status.bytes_written as i64);
+                    metrics.recording_failing.set(status.last_error.is_some().into());
+                });
                 Some(Recording::new(recorder, provenance(config, checkpoint)))
             }
         };
@@ -234,7 +326,7 @@ impl Front {
             max_atoms: config.max_atoms,
             frame_interval: config.frame_interval,
             ack_cleared: config.ack_cleared,
-            default_task: task,
+            default_task: task.clone(),
             tasks: checkpoint.config.task_names().map(str::to_owned).collect(),
             max_atomic_number: u8::try_from(checkpoint.config.elements().end - 1)
                 .unwrap_or(u8::MAX),
@@ -243,92 +335,135 @@ impl Front {
             seed: config.seed,
             ..SessionSettings::default()
         });
+        let model = checkpoint.config.name.clone();
+        let status = HealthStatus {
+            model: model.clone(),
+            task,
+            cuda: config.model.device == Device::Cuda,
+            force_cpu: config.model.force_cpu,
+            job_id: config.door.job_id.clone(),
+            restarts: config.door.restarts,
+            max_sessions: config.max_sessions,
+            ..HealthStatus::default()
+        };
+        let health = Arc::new(Health::new(status).with_metrics(metrics));
+        let cpus = config.model.threads;
+        let settings = ServerSettings {
+            session: session.clone(),
+            access: door.access.clone(),
+            limits: config.door.limits.clone(),
+            path_prefix: door.connection.path_prefix.clone(),
+            tls: door.tls.is_some(),
+            threads: match workers {
+                0 => (cpus / 4).clamp(2, 8),
+                _ => cpus.clamp(2, 8),
+            },
+            max_connections: config.door.max_connections,
+            handshake_timeout: config.door.handshake_timeout,
+            idle_timeout: config.door.idle_timeout,
+            max_message_bytes: config.max_message_bytes,
+            max_undigested_bytes: 2 * config.max_message_bytes,
+            ..ServerSettings::default()
+        };
+        let directions = door.directions(config);
+        let (engine, heard) = events();
+        let stop = engine.clone();
+        let server = RunningServer::start(
+            door.listeners,
+            door.tls,
+            Arc::new(engine.clone()),
+            health.clone(),
+            settings,
+            move || {
+                stop.tell(Event::ShutDown);
+            },
+        )
+        .map_err(|error| format!("cannot start the server: {error}"))?;
+        let heartbeat = match &config.door.connection_file {
+            None => None,
+            Some(path) => {
+                if let Some(directory) = path.parent() {
+                    std::fs::create_dir_all(directory)
+                        .map_err(|error| format!("--connection-file {}: {error}", path.display()))?;
+                }
+                let health = health.clone();
+                Some(Heartbeat::start(path.clone(), door.connection, move |c| {
+                    let report = health.report();
+                    c.state = health.phase().name().to_owned();
+                    c.ranks = report["ranks"].clone();
+                    c.status = report;
+                })?)
+            }
+        };
         Ok(Front {
-            listener,
+            engine,
+            heard,
             recorder,
             session,
-            model: checkpoint.config.name.clone(),
+            model,
+            health,
+            server,
+            heartbeat,
+            directions,
         })
+    }
+
+    /// Gives up before the first session: says so to those who ask, and ends.
+    fn fail(self, reason: String) -> Result<(), String> {
+        self.health.update(|status| status.error = Some(reason.clone()));
+        drop(self.heartbeat);
+        // Whatever happens to the sockets now, the reason is the other one.
+        let _ = self.server.stop();
+        Err(reason)
     }
 
     /// Serves on this thread until a signal.
     fn serve(
         self,
         config: &ServeConfig,
-        engine: EngineHandle,
-        heard: std::sync::mpsc::Receiver<Event>,
+        ranks: Vec<RankStatus>,
         workers: impl Workers,
     ) -> Result<(), String> {
         let count = workers.devices().len();
-        let health = Arc::new(Health::new(HealthStatus {
-            model: self.model.clone(),
-            task: self.session.default_task.clone(),
-            cuda: config.model.device == Device::Cuda,
-            force_cpu: config.model.force_cpu,
-            model_loaded: true,
-            workers: count,
-            error: None,
-        }));
-        let server_settings = ServerSettings {
-            session: self.session.clone(),
-            max_sessions: config.max_sessions,
-            max_message_bytes: config.max_message_bytes,
-            max_undigested_bytes: 2 * config.max_message_bytes,
-            ..ServerSettings::default()
-        };
-        let address = self
-            .listener
-            .local_addr()
-            .map_err(|error| format!("the listener has no address: {error}"))?;
-        let stop = engine.clone();
-        let server = RunningServer::start(
-            self.listener,
-            Arc::new(engine),
-            health.clone(),
-            server_settings,
-            move || {
-                stop.tell(Event::ShutDown);
-            },
-        )
-        .map_err(|error| format!("cannot start the server: {error}"))?;
+        // A worker of this process is rank 0, of several ranks the first is the front.
+        let first_rank = ranks.len() - count;
+        self.health.update(|status| {
+            status.model_loaded = true;
+            status.workers = count;
+            status.ranks = ranks;
+            status.phase = Phase::Ready;
+        });
+        if let Some(heartbeat) = &self.heartbeat {
+            heartbeat.renew();
+        }
+        let metrics = self.health.metrics();
         let settings = EngineSettings {
             session: self.session.clone(),
             max_sessions: config.max_sessions,
             edge_budget: config.edge_budget,
+            metrics: metrics.clone(),
             ..EngineSettings::default()
         };
-        print_start(
-            config,
-            &self.model,
-            &self.session.default_task,
-            count,
-            address,
-        );
+        print_start(config, &self.model, &self.session.default_task, count, &self.directions);
         let workers = Observed {
+            in_hand: vec![InHand::default(); count],
             workers,
-            health,
+            health: self.health.clone(),
+            metrics,
+            first_rank,
             left: count,
         };
         let recorder: Box<dyn RecordSink> = match self.recorder {
             Some(recorder) => Box::new(recorder),
             None => Box::new(NoRecording),
         };
-        Engine::new(settings, heard, workers, recorder).run();
-        server
+        Engine::new(settings, self.heard, workers, recorder).run();
+        self.health.update(|status| status.phase = Phase::Stopped);
+        drop(self.heartbeat);
+        self.server
             .stop()
             .map_err(|error| format!("the server has failed: {error}"))
     }
-}
-
-/// Names the addresses, and what to do if another server is there already.
-fn cannot_listen(addresses: &[std::net::SocketAddr], error: &std::io::Error) -> String {
-    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    let advice = match error.kind() {
-        std::io::ErrorKind::AddrInUse => "; is another server running there? Choose another port",
-        _ => "",
-    };
-    let addresses = addresses.join(" or ");
-    format!("--bind: cannot listen on {addresses}: {error}{advice}")
 }
 
 fn provenance(config: &ServeConfig, checkpoint: &Checkpoint) -> Provenance {
@@ -348,24 +483,34 @@ fn print_start(
     model: &str,
     task: &str,
     workers: usize,
-    address: std::net::SocketAddr,
+    directions: &Directions,
 ) {
     let record = match &config.record {
         Some(directory) => directory.display().to_string(),
         None => "off (--record DIR)".into(),
     };
     let device = device_name(&config.model);
-    println!(
+    let text = format!(
         "umaserve {version} serves {model} ({file}, task {task}) on {workers} {device} worker{s}\n\
-         \x20 viewers     ws://{address}/ws    status  http://{address}/serve/health\n\
+         \x20 open        {page}\n\
+         \x20 from afar   {tunnel}\n\
+         \x20             then {through}\n\
+         \x20 token       {token}\n\
+         \x20 viewers     {viewers}    status  {status}\n\
          \x20 recording   {record}\n\
          \x20 limits      {sessions} sessions, {atoms} atoms and {edges} edges per session,\n\
          \x20             {mib} MiB per message, {unacked} unacknowledged frames,\n\
          \x20             {budget} edges per pass\n\
-         \x20 stop        Ctrl-C",
+         \x20 stop        Ctrl-C\n",
         version = env!("CARGO_PKG_VERSION"),
         file = config.model.path.display(),
         s = if workers == 1 { "" } else { "s" },
+        page = directions.page,
+        tunnel = directions.tunnel,
+        through = directions.page_through_tunnel,
+        token = directions.token,
+        viewers = directions.viewers,
+        status = directions.status,
         sessions = config.max_sessions,
         atoms = config.max_atoms,
         edges = config.max_edges,
@@ -373,13 +518,26 @@ fn print_start(
         unacked = config.max_unacked,
         budget = config.edge_budget,
     );
+    // The output may have been closed; the server is none the worse for it.
+    let mut output = std::io::stdout().lock();
+    let _ = std::io::Write::write_all(&mut output, text.as_bytes());
+    let _ = std::io::Write::flush(&mut output);
 }
 
 impl EngineSender for EngineHandle {
     fn try_send(&self, event: FromViewer) -> Result<(), TrySendError<FromViewer>> {
         // Never full: tickets bound what every viewer has under way.
         let event = match event {
-            FromViewer::Connected { id, to_viewer } => Event::Connected { id, to_viewer },
+            FromViewer::Connected {
+                id,
+                to_viewer,
+                owner,
+            } => Event::Connected {
+                id,
+                to_viewer,
+                owner,
+            },
+            FromViewer::Announce { id, text } => Event::Announce { id, text },
             FromViewer::Message { id, message } => Event::Message { id, message },
             FromViewer::Disconnected { id, place } => Event::Disconnected { id, place },
         };
@@ -407,12 +565,65 @@ impl RecordSink for Box<dyn RecordSink> {
     }
 }
 
-/// Workers whose doings show in `/serve/health` and `/uma/stats`.
+/// Workers whose doings show in `/serve/health`, `/uma/stats` and `/metrics`.
 struct Observed<W> {
     workers: W,
     health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    /// Rank of the first worker.
+    first_rank: usize,
+    in_hand: Vec<InHand>,
     /// Workers that are not lost.
     left: usize,
+}
+
+/// What a worker has to do.
+#[derive(Clone, Debug, Default)]
+struct InHand {
+    /// Shards and when they were sent.
+    shards: VecDeque<(u64, Instant)>,
+    /// When the last one came back.
+    last_done: Option<Instant>,
+}
+
+impl<W: Workers> Observed<W> {
+    fn sent(&mut self, worker: usize, shard: u64) {
+        self.in_hand[worker].shards.push_back((shard, Instant::now()));
+    }
+
+    fn done(&mut self, worker: usize, shard: u64, outcomes: &[Outcome]) {
+        let now = Instant::now();
+        let structures = outcomes.len() as u64;
+        let edges: u64 = outcomes.iter().map(|outcome| outcome.edges).sum();
+        self.health.count(structures);
+        self.metrics.batch_structures.observe(structures as f64);
+        self.metrics.batch_edges.observe(edges as f64);
+        let in_hand = &mut self.in_hand[worker];
+        if let Some(at) = in_hand.shards.iter().position(|(id, _)| *id == shard) {
+            // It was begun when the one before it was done.
+            let begun = in_hand.shards.remove(at).map(|(_, sent)| sent).max(in_hand.last_done);
+            let time = begun.map(|begun| now.saturating_duration_since(begun));
+            let time = time.unwrap_or_default();
+            self.metrics.forward_seconds.observe(time.as_secs_f64());
+            self.metrics.add_busy(self.first_rank + worker, time);
+        }
+        in_hand.last_done = Some(now);
+    }
+
+    fn lost(&mut self, worker: usize) {
+        self.in_hand[worker].shards.clear();
+        self.left = self.left.saturating_sub(1);
+        let (left, rank) = (self.left, self.first_rank + worker);
+        self.health.update(|status| {
+            status.workers = left;
+            if let Some(rank) = status.ranks.get_mut(rank) {
+                rank.alive = false;
+            }
+            if left == 0 {
+                status.error = Some("all workers are lost".into());
+            }
+        });
+    }
 }
 
 impl<W: Workers> Workers for Observed<W> {
@@ -421,23 +632,25 @@ impl<W: Workers> Workers for Observed<W> {
     }
 
     fn send(&mut self, worker: usize, shard: Arc<Shard>) -> Result<(), SendError> {
-        self.workers.send(worker, shard)
+        let id = shard.id;
+        let result = self.workers.send(worker, shard);
+        match &result {
+            Ok(()) => self.sent(worker, id),
+            Err(SendError::Lost { worker, .. }) => self.lost(*worker),
+            Err(SendError::TooLarge { .. }) => {}
+        }
+        result
     }
 
     fn poll(&mut self) -> Option<WorkerEvent> {
         let event = self.workers.poll()?;
         match &event {
-            WorkerEvent::Done { outcomes, .. } => self.health.count(outcomes.len() as u64),
-            WorkerEvent::Lost { .. } => {
-                self.left = self.left.saturating_sub(1);
-                let left = self.left;
-                self.health.update(|status| {
-                    status.workers = left;
-                    if left == 0 {
-                        status.error = Some("all workers are lost".into());
-                    }
-                });
-            }
+            WorkerEvent::Done {
+                worker,
+                shard,
+                outcomes,
+            } => self.done(*worker, *shard, outcomes),
+            WorkerEvent::Lost { worker, .. } => self.lost(*worker),
         }
         Some(event)
     }

@@ -32,6 +32,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "potential",
         ],
     ),
+    ("metrics", &[]),
+    ("placement", &[]),
+    ("connection", &[]),
     ("comm", &["units", "system", "dynamics"]),
     ("session", &["units", "system", "dynamics", "comm"]),
     (
@@ -60,11 +63,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "session",
             "trajectory",
             "scheduler",
+            "metrics",
         ],
     ),
     (
         "server",
-        &["units", "system", "dynamics", "comm", "session", "engine"],
+        &[
+            "units", "system", "dynamics", "comm", "session", "engine", "metrics",
+        ],
     ),
     (
         "recording",
@@ -79,7 +85,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli", &[]),
-    ("config", &["units", "system", "dynamics", "session", "cli"]),
+    (
+        "config",
+        &["units", "system", "dynamics", "session", "cli", "server"],
+    ),
+    ("connect", &["connection", "server", "cli", "config"]),
     // Puts everything together; only main.rs stands above it.
     (
         "serve",
@@ -98,6 +108,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "recording",
             "cli",
             "config",
+            "metrics",
+            "placement",
+            "connection",
         ],
     ),
 ];
@@ -139,7 +152,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("axum", &["server/", "main.rs"]),
     ("async ", &["server/", "main.rs"]),
     (".await", &["server/", "main.rs"]),
-    ("clap::", &["cli.rs", "main.rs", "config.rs"]),
+    ("clap::", &["cli.rs", "main.rs", "config.rs", "config/"]),
     ("std::env", &["config.rs", "main.rs"]),
     (
         "unsafe",

@@ -21,6 +21,7 @@ use mpi::request::{Request, StaticScope};
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, Destination, MatchedReceiveVec, Source};
 use mpi::{Tag, Threading};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Link, Outcome, SendError, Shard, WorkerEvent, Workers, wire};
@@ -37,6 +38,9 @@ const OUTCOMES: Tag = 4;
 const LEAVE: Tag = 5;
 /// Rank to 0: the last message, a reason in UTF-8.
 const LEFT: Tag = 6;
+
+/// Both ways: what all ranks tell each other.
+const TABLE: Tag = 7;
 
 /// Longest message: MPI counts in `int`.
 const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
@@ -106,6 +110,34 @@ impl Ranks {
     /// Name of this host.
     pub fn host() -> String {
         mpi::environment::processor_name().unwrap_or_else(|_| "unknown".into())
+    }
+
+    /// All ranks tell each other something; every rank has to call this, and gets what all have
+    /// said, in the order of the ranks.
+    ///
+    /// # Errors
+    /// A rank says something else, as another build of this program would.
+    pub fn exchange<T: Serialize + DeserializeOwned>(&self, mine: &T) -> Result<Vec<T>, String> {
+        let root = self.world.process_at_rank(0);
+        let table = if self.rank() == 0 {
+            let mut all = vec![json(mine)];
+            for rank in 1..self.size() {
+                all.push(self.receive_from(rank, TABLE).0);
+            }
+            let table = json(&all);
+            for rank in 1..self.size() {
+                let process = self.world.process_at_rank(rank as i32);
+                process.send_with_tag(&table[..], TABLE);
+            }
+            table
+        } else {
+            root.send_with_tag(&json(mine)[..], TABLE);
+            self.receive_from(0, TABLE).0
+        };
+        let read = |bytes: &[u8]| serde_json::from_slice(bytes);
+        let all: Result<Vec<Vec<u8>>, _> = serde_json::from_slice(&table);
+        all.and_then(|all| all.iter().map(|one| read(one)).collect())
+            .map_err(|error| format!("the ranks do not speak the same protocol ({error})"))
     }
 
     /// All ranks tell each other what they are, or why they cannot work. Every rank has to call

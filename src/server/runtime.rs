@@ -2,7 +2,6 @@
 //! rest of the program sees a handle.
 
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,10 +9,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{EngineSender, Health, ServerSettings, serve};
-
-/// Threads that move bytes. Encoding a large frame takes one of them for a moment.
-const THREADS: usize = 2;
+use super::{EngineSender, Health, Listener, ServerSettings, Tls, serve};
 
 /// How long the sockets may take to say goodbye before the engine stops anyway: launchers kill
 /// what is still there a second or so after SIGTERM, and recordings have to be closed by then.
@@ -27,30 +23,29 @@ pub struct RunningServer {
 }
 
 impl RunningServer {
-    /// Serves on `listener` until SIGINT or SIGTERM (a second one ends the process) or until
+    /// Serves on `listeners` until SIGINT or SIGTERM (a second one ends the process) or until
     /// [`RunningServer::stop`]. `stopped` is called when the engine should stop: shortly after
     /// such a signal, or when the listener has failed.
     ///
     /// # Errors
     /// The listener, the threads or the signals cannot be used.
     pub fn start(
-        listener: TcpListener,
+        listeners: Vec<Listener>,
+        tls: Option<Tls>,
         to_engine: Arc<dyn EngineSender>,
         health: Arc<Health>,
         settings: ServerSettings,
         stopped: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<RunningServer> {
-        listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(THREADS)
+            .worker_threads(settings.threads.max(1))
             .thread_name("server")
             .enable_all()
             .build()?;
         let (stop, stopping) = watch::channel(false);
-        let (listener, mut interrupt, mut terminate) = {
+        let (mut interrupt, mut terminate) = {
             let _inside = runtime.enter();
             (
-                tokio::net::TcpListener::from_std(listener)?,
                 signal(SignalKind::interrupt())?,
                 signal(SignalKind::terminate())?,
             )
@@ -80,8 +75,8 @@ impl RunningServer {
             .name("server-main".into())
             .spawn(move || {
                 runtime.spawn(on_signal);
-                let result =
-                    runtime.block_on(serve(listener, to_engine, health, settings, stopping));
+                let served = serve(listeners, tls, to_engine, health, settings, stopping);
+                let result = runtime.block_on(served);
                 if let Err(error) = &result {
                     tracing::error!(%error, "the server has failed");
                 }

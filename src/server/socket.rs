@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::Instrument as _;
 
 use super::convert;
+use super::limits::{Account, Rate};
 use super::{FromViewer, ServerSettings, Shared};
 use crate::comm::SessionId;
 use crate::session::{ClientMessage, ServerMessage, Ticket};
@@ -23,6 +24,8 @@ use crate::session::{ClientMessage, ServerMessage, Ticket};
 const RETRY: Duration = Duration::from_millis(2);
 /// How long a socket stays open after a close frame.
 const LINGER: Duration = Duration::from_secs(1);
+/// A viewer that sends too much is told so this often.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 /// Unit of the quota of undigested messages, bytes; the least that a message counts.
 const QUOTA_UNIT: usize = 16 << 10;
 
@@ -33,17 +36,28 @@ enum Order {
 }
 
 /// Serves one socket until either side has had enough.
-pub(super) async fn run(socket: WebSocket, id: SessionId, place: Ticket, shared: Arc<Shared>) {
+pub(super) async fn run(
+    socket: WebSocket,
+    id: SessionId,
+    place: Ticket,
+    account: &Account,
+    shared: Arc<Shared>,
+) {
     async {
         tracing::info!("viewer connected");
         let (to_viewer, outgoing) = mpsc::channel(shared.settings.max_outgoing.max(1));
-        if deliver(&shared, FromViewer::Connected { id, to_viewer }).await {
+        let connected = FromViewer::Connected {
+            id,
+            to_viewer,
+            owner: account.owner.clone(),
+        };
+        if deliver(&shared, connected).await {
             let (sink, stream) = socket.split();
             let (orders, ordered) = mpsc::channel(4);
             let timeout = shared.settings.write_timeout;
             let mut writing =
                 tokio::spawn(write(sink, outgoing, ordered, timeout).in_current_span());
-            let mut reading = Reading::new(id, stream, orders, &shared);
+            let mut reading = Reading::new(id, stream, orders, account, &shared);
             tokio::select! {
                 goodbye = reading.run() => if let Some((code, reason)) = goodbye {
                     let close = async {
@@ -61,7 +75,7 @@ pub(super) async fn run(socket: WebSocket, id: SessionId, place: Ticket, shared:
         deliver(&shared, FromViewer::Disconnected { id, place }).await;
         tracing::info!("viewer gone");
     }
-    .instrument(tracing::info_span!("session", id = id.0))
+    .instrument(tracing::info_span!("session", id = id.0, owner = %account.owner.name))
     .await;
 }
 
@@ -107,6 +121,15 @@ struct Reading<'a> {
     stream: SplitStream<WebSocket>,
     orders: mpsc::Sender<Order>,
     shared: &'a Shared,
+    account: &'a Account,
+    /// Messages of this session.
+    rate: Rate,
+    /// Too many messages have come: nothing is read until then.
+    paused_until: Option<Instant>,
+    /// When the viewer was told so.
+    told_at: Option<Instant>,
+    /// When the last message came.
+    last_message: Instant,
     /// What this viewer may still have under way.
     quota: Arc<Semaphore>,
     quota_units: u32,
@@ -124,6 +147,7 @@ impl<'a> Reading<'a> {
         id: SessionId,
         stream: SplitStream<WebSocket>,
         orders: mpsc::Sender<Order>,
+        account: &'a Account,
         shared: &'a Shared,
     ) -> Self {
         let quota_units = quota_units(&shared.settings);
@@ -132,6 +156,11 @@ impl<'a> Reading<'a> {
             stream,
             orders,
             shared,
+            account,
+            rate: Rate::new(shared.settings.limits.max_message_rate),
+            paused_until: None,
+            told_at: None,
+            last_message: Instant::now(),
             quota: Arc::new(Semaphore::new(quota_units as usize)),
             quota_units,
             next: None,
@@ -149,6 +178,7 @@ impl<'a> Reading<'a> {
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = super::stop(self.shared.stopping.clone());
         tokio::pin!(stop);
+        let idle_timeout = self.shared.settings.idle_timeout;
         loop {
             if !self.hand_over() {
                 return Some((close_code::ERROR, "the engine has stopped"));
@@ -156,8 +186,19 @@ impl<'a> Reading<'a> {
             let quota = Arc::clone(&self.quota);
             let cost = self.next.as_ref().map_or(0, |next| next.cost);
             let admitted = self.next.as_ref().is_some_and(|next| next.admitted);
+            let paused_until = self.paused_until;
+            let reads = self.blocked.is_none() && paused_until.is_none();
+            let idle_at = idle_timeout.filter(|_| reads).map(|idle| self.last_message + idle);
             tokio::select! {
-                received = self.stream.next(), if self.blocked.is_none() => {
+                () = at(paused_until) => {
+                    self.paused_until = None;
+                    self.last_heard = Instant::now(); // reading begins again
+                }
+                () = at(idle_at) => {
+                    tracing::info!(?idle_timeout, "the viewer says nothing");
+                    return Some((close_code::POLICY, "nothing was said for too long"));
+                }
+                received = self.stream.next(), if reads => {
                     self.last_heard = Instant::now();
                     match received {
                         Some(Ok(message)) => self.take(message),
@@ -178,7 +219,7 @@ impl<'a> Reading<'a> {
                     }
                     // A socket that is not read cannot answer.
                     let silent = self.last_heard.elapsed();
-                    if self.blocked.is_none() && silent >= 2 * interval {
+                    if reads && silent >= 2 * interval {
                         tracing::info!(?silent, "the viewer does not answer pings");
                         return None;
                     }
@@ -211,6 +252,7 @@ impl<'a> Reading<'a> {
                     self.next = self.blocked.take();
                     if self.next.is_some() {
                         self.last_heard = Instant::now(); // reading begins again
+                        self.last_message = self.last_heard;
                     }
                 }
                 Err(TrySendError::Full(FromViewer::Message { message, .. })) => {
@@ -238,6 +280,7 @@ impl<'a> Reading<'a> {
             // A goodbye is answered by the library; the stream ends after it.
             Message::Ping(_) | Message::Pong(_) | Message::Close(_) => return,
         };
+        self.count(bytes.len());
         let cost = (bytes.len().div_ceil(QUOTA_UNIT) as u32).clamp(1, self.quota_units);
         let message = match convert::decode(bytes) {
             Ok(message) => message,
@@ -255,6 +298,49 @@ impl<'a> Reading<'a> {
                     Some(message) => self.blocked = Some(Waiting::new(message, cost)),
                 }
             }
+        }
+    }
+
+    /// Counts a message. Beyond the rates the socket is not read for a while, so that the viewer
+    /// is slowed down and nothing is lost; it is told once in a while.
+    fn count(&mut self, bytes: usize) {
+        let now = Instant::now();
+        self.last_message = now;
+        let metrics = &self.shared.metrics;
+        metrics.messages.inc();
+        metrics.message_bytes.inc_by(bytes as u64);
+        let clock = now.into_std();
+        let limits = &self.shared.settings.limits;
+        let (wait, whose, limit) = [
+            (self.rate.take(clock), "this session", limits.max_message_rate),
+            (
+                self.account.count_message(clock),
+                "the sessions of this token",
+                limits.max_message_rate_per_token,
+            ),
+            (
+                self.shared.messages.take(clock),
+                "all sessions",
+                limits.max_total_message_rate,
+            ),
+        ]
+        .into_iter()
+        .max_by_key(|(wait, _, _)| *wait)
+        .unwrap_or_default();
+        if wait.is_zero() {
+            return;
+        }
+        self.paused_until = Some(now + wait);
+        if self.told_at.is_none_or(|at| now > at + TELL_AGAIN) {
+            self.told_at = Some(now);
+            metrics.count_refusal("message_rate");
+            let text = format!(
+                "RATE_LIMITED: {whose} may send {limit} messages per second; they are read more \
+                 slowly"
+            );
+            let id = self.id;
+            // A full engine has other troubles than one notice.
+            let _ = self.shared.to_engine.try_send(FromViewer::Announce { id, text });
         }
     }
 
@@ -287,6 +373,14 @@ impl<'a> Reading<'a> {
         }
         let drain = async { while let Some(Ok(_)) = self.stream.next().await {} };
         let _ = tokio::time::timeout(LINGER, drain).await;
+    }
+}
+
+/// Waits until then, or for ever.
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }
 

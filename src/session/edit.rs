@@ -48,7 +48,7 @@ impl Structure {
     }
 
     /// Atoms after the edit.
-    fn natoms_after(&self, edit: &Edit) -> usize {
+    pub fn natoms_after(&self, edit: &Edit) -> usize {
         match (edit.full_update, edit.natoms) {
             (Some(true), natoms) => natoms as usize,
             (_, 0) => self

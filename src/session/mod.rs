@@ -10,6 +10,7 @@
 //! complete(outcome), tick() ───────────────────────┘                          ─> take_records()
 //! ```
 
+mod allowance;
 mod edit;
 mod message;
 mod parameters;
@@ -21,6 +22,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use allowance::{Allowance, AtomPool, Owner};
 pub use message::{
     ClientMessage, Content, Delta, Edit, Frame, Notice, Payload, RawParameters, ServerMessage,
     Start, Ticket,
@@ -52,6 +54,8 @@ pub struct Session {
     /// Messages that wait for the evaluation under way.
     inbox: VecDeque<ClientMessage>,
     structure: Structure,
+    /// The atoms of `structure`, drawn from what the owner and the server may have.
+    allowance: Allowance,
     parameters: Parameters,
     /// The simulation, while one runs.
     run: Option<Run>,
@@ -90,6 +94,7 @@ impl Session {
             clock: now,
             inbox: VecDeque::new(),
             structure,
+            allowance: Allowance::default(),
             parameters: Parameters::new(&settings),
             run: None,
             reply_due: None,
@@ -110,6 +115,11 @@ impl Session {
             recording: Recording::default(),
             settings,
         }
+    }
+
+    /// The same session, drawing its atoms from an allowance.
+    pub fn with_allowance(self, allowance: Allowance) -> Session {
+        Session { allowance, ..self }
     }
 
     /// Takes a message of the viewer.
@@ -186,6 +196,16 @@ impl Session {
     /// recorded.
     pub fn take_records(&mut self) -> Vec<Record> {
         std::mem::take(&mut self.recording.records)
+    }
+
+    /// Tells the viewer something that has happened outside of the session.
+    pub fn announce(&mut self, text: &str) {
+        self.notice(text, false, None);
+    }
+
+    /// Messages that the viewer has not acknowledged yet.
+    pub fn unacked(&self) -> u64 {
+        self.server_seq.saturating_sub(self.client_ack)
     }
 
     /// Who this is.
@@ -268,6 +288,11 @@ impl Session {
             return self.notice(text, false, Some(count));
         };
         if let Err(reason) = self.structure.check(&edit, &self.settings) {
+            let text = format!("PROTO_VIOLATION: {reason}");
+            return self.notice(text, false, Some(count));
+        }
+        let natoms = self.structure.natoms_after(&edit);
+        if let Err(reason) = self.allowance.resize(natoms) {
             let text = format!("PROTO_VIOLATION: {reason}");
             return self.notice(text, false, Some(count));
         }

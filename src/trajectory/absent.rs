@@ -23,6 +23,11 @@ impl Recorder {
     }
 
     /// Cannot be called: there is no recorder.
+    pub fn watch(&self) -> RecorderWatch {
+        match *self {}
+    }
+
+    /// Cannot be called: there is no recorder.
     pub fn take_notices(&self) -> Vec<RecordNotice> {
         match *self {}
     }
@@ -30,5 +35,16 @@ impl Recorder {
     /// Cannot be called: there is no recorder.
     pub fn finish(self) -> RecorderStatus {
         match self {}
+    }
+}
+
+/// Has no values in a build without the feature `hdf5`.
+#[derive(Clone, Debug)]
+pub enum RecorderWatch {}
+
+impl RecorderWatch {
+    /// Cannot be called: there is no recorder.
+    pub fn status(&self) -> RecorderStatus {
+        match *self {}
     }
 }

@@ -49,11 +49,11 @@ mod superblock;
 mod writer;
 
 #[cfg(not(feature = "hdf5"))]
-pub use absent::Recorder;
+pub use absent::{Recorder, RecorderWatch};
 #[cfg(feature = "hdf5")]
 pub use reader::{RecordedEvent, Trajectory};
 #[cfg(feature = "hdf5")]
-pub use recorder::Recorder;
+pub use recorder::{Recorder, RecorderWatch};
 #[cfg(feature = "hdf5")]
 pub use repair::{RepairReport, repair};
 

@@ -85,10 +85,12 @@ impl Recorder {
 
     /// The counters now.
     pub fn status(&self) -> RecorderStatus {
-        RecorderStatus {
-            queued_bytes: self.shared.queue.bytes(),
-            ..lock(&self.shared.status).clone()
-        }
+        self.watch().status()
+    }
+
+    /// Reads the counters from elsewhere, for as long as that is wanted.
+    pub fn watch(&self) -> RecorderWatch {
+        RecorderWatch(Arc::clone(&self.shared))
     }
 
     /// What happened since the last call, oldest first.
@@ -108,6 +110,20 @@ impl Recorder {
             && thread.join().is_err()
         {
             lock(&self.shared.status).last_error = Some("the recorder thread panicked".to_owned());
+        }
+    }
+}
+
+/// See [`Recorder::watch`].
+#[derive(Clone, Debug)]
+pub struct RecorderWatch(Arc<Shared>);
+
+impl RecorderWatch {
+    /// The counters now.
+    pub fn status(&self) -> RecorderStatus {
+        RecorderStatus {
+            queued_bytes: self.0.queue.bytes(),
+            ..lock(&self.0.status).clone()
         }
     }
 }
