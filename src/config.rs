@@ -10,8 +10,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::server::Token;
 use crate::cli::{Device, LogFormat, ModelOptions, Precision, PredictArgs, ServeArgs};
+use crate::server::Token;
 
 pub use command_line::{Typed, command_line, variable};
 pub use door::{Address, DoorConfig, TokenSource, interface_addresses, read_tokens};
@@ -399,7 +399,10 @@ pub(super) mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
 
-    pub(super) fn serve_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<ServeConfig, String> {
+    pub(super) fn serve_with(
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<ServeConfig, String> {
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"); // any file
         let mut all = vec!["umaserve", "serve"];
         if !arguments.contains(&"--model") && !environment.iter().any(|(n, _)| *n == "UMA_MODEL") {

@@ -35,7 +35,10 @@ pub fn connect(args: &ConnectArgs) -> Result<String, String> {
         return Err(gone(&connection, &from));
     }
     // A file that was fetched from another machine knows the way by which it came.
-    let login = args.login.clone().or_else(|| remote(&from).map(|(host, _)| host));
+    let login = args
+        .login
+        .clone()
+        .or_else(|| remote(&from).map(|(host, _)| host));
     let login = login.as_deref();
     let local_port = args.local_port.unwrap_or_else(|| connection.local_port());
     let here = !args.tunnel && remote(&from).is_none() && is_this_host(&connection);
@@ -60,7 +63,8 @@ pub fn connect(args: &ConnectArgs) -> Result<String, String> {
     let _ = writeln!(text, "open     {page}");
     if args.open {
         // Before the tunnel, which lasts: the browser tries again by itself.
-        open::that_detached(&page).map_err(|error| format!("no browser could be opened: {error}"))?;
+        open::that_detached(&page)
+            .map_err(|error| format!("no browser could be opened: {error}"))?;
     }
     if args.tunnel {
         eprint!("{text}");
@@ -115,7 +119,10 @@ fn ask(connection: &Connection) -> Result<Value, String> {
         },
     };
     if !is_this_host(connection) && connection.listen.starts_with("127.") {
-        return Err(format!("listens on a loopback address of {}", connection.host));
+        return Err(format!(
+            "listens on a loopback address of {}",
+            connection.host
+        ));
     }
     let path = format!("{}/serve/status", connection.path_prefix);
     let (status, body) = get(&target, &path, connection.token.as_deref(), PATIENCE)?;
@@ -168,7 +175,10 @@ fn fetch(host: &str, path: &str) -> Result<Connection, String> {
         .output()
         .map_err(|error| format!("ssh {host}: {error}"))?;
     if !output.status.success() {
-        return Err(format!("{host}:{path} cannot be read through ssh: {}", output.status));
+        return Err(format!(
+            "{host}:{path} cannot be read through ssh: {}",
+            output.status
+        ));
     }
     Connection::parse(&String::from_utf8_lossy(&output.stdout))
         .map_err(|reason| format!("{host}:{path}: {reason}"))
@@ -207,11 +217,23 @@ fn table(numbers: &Value) -> String {
     let mut lines = String::new();
     for (name, value) in [
         ("state", text("state")),
-        ("model", format!("{} (task {})", text("model"), text("task"))),
-        ("up", format!("{} s, {} restarts", text("uptime_s"), text("restarts"))),
-        ("sessions", format!("{} of {}", text("sessions"), text("max_sessions"))),
+        (
+            "model",
+            format!("{} (task {})", text("model"), text("task")),
+        ),
+        (
+            "up",
+            format!("{} s, {} restarts", text("uptime_s"), text("restarts")),
+        ),
+        (
+            "sessions",
+            format!("{} of {}", text("sessions"), text("max_sessions")),
+        ),
         ("queue", format!("{} jobs", text("queued_jobs"))),
-        ("steps", format!("{} ({} per second)", text("steps"), text("steps_per_s"))),
+        (
+            "steps",
+            format!("{} ({} per second)", text("steps"), text("steps_per_s")),
+        ),
         ("recorded", format!("{} bytes", text("bytes_recorded"))),
     ] {
         let _ = writeln!(lines, "{name:<9}{value}");
@@ -288,6 +310,9 @@ mod tests {
         });
         let text = table(&numbers);
         assert!(text.contains("3 of 256"), "{text}");
-        assert!(text.contains("83 %  cpu") && text.contains("lost  cpu"), "{text}");
+        assert!(
+            text.contains("83 %  cpu") && text.contains("lost  cpu"),
+            "{text}"
+        );
     }
 }

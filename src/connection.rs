@@ -316,7 +316,10 @@ mod tests {
         assert_eq!(line(&c, None), "-N -L 8000:[fd00::7]:40123 ada@login1");
         c.unix_socket = Some("/run/u.sock".into());
         c.port = 0;
-        assert_eq!(line(&c, None), "-N -J ada@login1 -L 8000:/run/u.sock ada@node7");
+        assert_eq!(
+            line(&c, None),
+            "-N -J ada@login1 -L 8000:/run/u.sock ada@node7"
+        );
         // The job runs on the login node itself.
         c.login_host = Some("node7".into());
         assert_eq!(line(&c, None), "-N -L 8000:/run/u.sock ada@node7");

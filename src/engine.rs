@@ -401,8 +401,8 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         }
         let span = tracing::info_span!("session", id = id.0);
         span.in_scope(|| tracing::debug!("session begins"));
-        let session = Session::new(id, self.settings.session.clone(), now)
-            .with_allowance(owner.allowance());
+        let session =
+            Session::new(id, self.settings.session.clone(), now).with_allowance(owner.allowance());
         let seat = Seat {
             session,
             to_viewer,

@@ -138,7 +138,11 @@ impl Default for Metrics {
             jobs: add!("jobs", "Simulation steps and evaluations done", counter()),
             failed_jobs: add!("failed_jobs", "Jobs that failed", counter()),
             frames: add!("frames", "Frames sent to viewers", counter()),
-            notices: add!("notices", "Notices sent to viewers, by kind", Family::default()),
+            notices: add!(
+                "notices",
+                "Notices sent to viewers, by kind",
+                Family::default()
+            ),
             messages: add!("messages", "Messages read from viewers", counter()),
             message_bytes: add!(
                 "messages_received",
@@ -180,7 +184,12 @@ impl Default for Metrics {
                 "Frames that the recorder had to give up",
                 gauge()
             ),
-            recorded_bytes: add!("recorded", Unit::Bytes, "Bytes of recordings on disk", gauge()),
+            recorded_bytes: add!(
+                "recorded",
+                Unit::Bytes,
+                "Bytes of recordings on disk",
+                gauge()
+            ),
             recording_failing: add!(
                 "recording_failing",
                 "Whether the last attempt to write a recording failed",
@@ -315,6 +324,9 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
         assert_eq!(metrics.auth_failures(), 1);
-        assert_eq!((metrics.busy_seconds(2), metrics.busy_seconds(1)), (1.5, 0.0));
+        assert_eq!(
+            (metrics.busy_seconds(2), metrics.busy_seconds(1)),
+            (1.5, 0.0)
+        );
     }
 }

@@ -159,7 +159,11 @@ fn table(seats: &[Seat], places: &[Place], hosts: &BTreeMap<&str, Vec<usize>>) -
             true => "-".to_owned(),
             false => seat.visible.join(" "),
         };
-        let _ = writeln!(text, "{:>5}  {:20}  {device:42}  {sees}", seat.rank, seat.host);
+        let _ = writeln!(
+            text,
+            "{:>5}  {:20}  {device:42}  {sees}",
+            seat.rank, seat.host
+        );
     }
     text + "start one computing rank per device (and one that serves), or use --device cpu"
 }
@@ -209,7 +213,13 @@ mod tests {
         let seats = seats(&[("n1", &[all, all]), ("n2", &[&["GPU-c", "GPU-d"]; 2])]);
         let places = assign(&seats, Wanted::Devices).unwrap();
         assert_eq!(ids(&places), ["serves", "GPU-a", "GPU-b", "GPU-c", "GPU-d"]);
-        assert_eq!(places[2], Place::Device { index: 1, id: "GPU-b".into() });
+        assert_eq!(
+            places[2],
+            Place::Device {
+                index: 1,
+                id: "GPU-b".into()
+            }
+        );
         assert_eq!(assign(&seats, Wanted::Auto).unwrap(), places);
         let cpu = assign(&seats, Wanted::Cpu).unwrap();
         assert_eq!(ids(&cpu), ["serves", "cpu", "cpu", "cpu", "cpu"]);
@@ -218,7 +228,10 @@ mod tests {
     #[test]
     fn devices_bound_by_the_launcher_are_recognised_by_their_names() {
         // Each sees its own as number 0.
-        let places = assign(&seats(&[("n1", &[&["GPU-b"], &["GPU-a"]])]), Wanted::Devices);
+        let places = assign(
+            &seats(&[("n1", &[&["GPU-b"], &["GPU-a"]])]),
+            Wanted::Devices,
+        );
         assert_eq!(ids(&places.unwrap()), ["serves", "GPU-b", "GPU-a"]);
         // Lists that overlap: the first has to give way.
         let places = assign(
@@ -247,7 +260,10 @@ mod tests {
     #[test]
     fn auto_is_content_with_no_devices_at_all_but_not_with_too_few() {
         let none = seats(&[("n1", &[&[], &[]])]);
-        assert_eq!(ids(&assign(&none, Wanted::Auto).unwrap()), ["serves", "cpu", "cpu"]);
+        assert_eq!(
+            ids(&assign(&none, Wanted::Auto).unwrap()),
+            ["serves", "cpu", "cpu"]
+        );
         assert!(assign(&none, Wanted::Devices).is_err());
         let some = seats(&[("n1", &[&["GPU-a"]]), ("n2", &[&[]])]);
         let text = assign(&some, Wanted::Auto).unwrap_err().to_string();

@@ -314,9 +314,13 @@ impl Front {
                 metrics.before_reading(move |metrics| {
                     let status = watch.status();
                     metrics.recorded_frames.set(status.frames_safe as i64);
-                    metrics.recorded_frames_dropped.set(status.frames_dropped as i64);
+                    metrics
+                        .recorded_frames_dropped
+                        .set(status.frames_dropped as i64);
                     metrics.recorded_bytes.set(status.bytes_written as i64);
-                    metrics.recording_failing.set(status.last_error.is_some().into());
+                    metrics
+                        .recording_failing
+                        .set(status.last_error.is_some().into());
                 });
                 Some(Recording::new(recorder, provenance(config, checkpoint)))
             }
@@ -383,8 +387,9 @@ impl Front {
             None => None,
             Some(path) => {
                 if let Some(directory) = path.parent() {
-                    std::fs::create_dir_all(directory)
-                        .map_err(|error| format!("--connection-file {}: {error}", path.display()))?;
+                    std::fs::create_dir_all(directory).map_err(|error| {
+                        format!("--connection-file {}: {error}", path.display())
+                    })?;
                 }
                 let health = health.clone();
                 Some(Heartbeat::start(path.clone(), door.connection, move |c| {
@@ -410,7 +415,8 @@ impl Front {
 
     /// Gives up before the first session: says so to those who ask, and ends.
     fn fail(self, reason: String) -> Result<(), String> {
-        self.health.update(|status| status.error = Some(reason.clone()));
+        self.health
+            .update(|status| status.error = Some(reason.clone()));
         drop(self.heartbeat);
         // Whatever happens to the sockets now, the reason is the other one.
         let _ = self.server.stop();
@@ -444,7 +450,13 @@ impl Front {
             metrics: metrics.clone(),
             ..EngineSettings::default()
         };
-        print_start(config, &self.model, &self.session.default_task, count, &self.directions);
+        print_start(
+            config,
+            &self.model,
+            &self.session.default_task,
+            count,
+            &self.directions,
+        );
         let workers = Observed {
             in_hand: vec![InHand::default(); count],
             workers,
@@ -588,7 +600,9 @@ struct InHand {
 
 impl<W: Workers> Observed<W> {
     fn sent(&mut self, worker: usize, shard: u64) {
-        self.in_hand[worker].shards.push_back((shard, Instant::now()));
+        self.in_hand[worker]
+            .shards
+            .push_back((shard, Instant::now()));
     }
 
     fn done(&mut self, worker: usize, shard: u64, outcomes: &[Outcome]) {
@@ -601,7 +615,11 @@ impl<W: Workers> Observed<W> {
         let in_hand = &mut self.in_hand[worker];
         if let Some(at) = in_hand.shards.iter().position(|(id, _)| *id == shard) {
             // It was begun when the one before it was done.
-            let begun = in_hand.shards.remove(at).map(|(_, sent)| sent).max(in_hand.last_done);
+            let begun = in_hand
+                .shards
+                .remove(at)
+                .map(|(_, sent)| sent)
+                .max(in_hand.last_done);
             let time = begun.map(|begun| now.saturating_duration_since(begun));
             let time = time.unwrap_or_default();
             self.metrics.forward_seconds.observe(time.as_secs_f64());

@@ -1,6 +1,9 @@
 //! `umaserve serve` as a user starts it: the real program with a real checkpoint, alone and under
 //! mpirun, a viewer on its socket, a signal at the end.
 
+#[path = "serve/front.rs"]
+mod front;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::path::Path;
@@ -28,6 +31,10 @@ const POSITIONS: [f64; 9] = [0.0, 0.0, 0.12, 0.0, 0.76, -0.47, 0.0, -0.76, -0.47
 struct Program {
     child: Child,
     address: String,
+    /// What it printed until then.
+    text: String,
+    /// The token in the printed address.
+    token: String,
 }
 
 fn umaserve(arguments: &[&str]) -> Command {
@@ -72,26 +79,43 @@ impl Program {
         assert!(text.contains("umaserve 0.1.0 serves UMA-S-1.2.1"), "{text}");
         // Keep reading, so that the program can keep writing.
         std::thread::spawn(move || output.read_to_string(&mut String::new()));
-        Program { child, address }
+        let token = text.split_once("#token=").map_or("", |(_, rest)| rest);
+        let token = token.lines().next().unwrap_or_default().trim().to_owned();
+        Program {
+            child,
+            address,
+            text,
+            token,
+        }
+    }
+
+    /// One request with the token.
+    fn get(&self, path: &str) -> String {
+        use std::io::Write as _;
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let token = &self.token;
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
+             Connection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+        body.to_owned()
     }
 
     fn viewer(&self) -> Viewer {
         let stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let url = format!("ws://{}/ws", self.address);
+        let url = format!("ws://{}/ws?token={}", self.address, self.token);
         let (socket, _) = tungstenite::client(url, stream).unwrap();
         Viewer { socket, seq: 0 }
     }
 
     fn health(&self) -> serde_json::Value {
-        use std::io::Write as _;
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream
-            .write_all(b"GET /serve/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+        serde_json::from_str(&self.get("/serve/health")).unwrap()
     }
 
     fn wait(&mut self) -> ExitStatus {
@@ -229,6 +253,9 @@ fn complete_recordings(directory: &Path) -> usize {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.display().to_string();
+        if name.ends_with("connection.json") {
+            continue;
+        }
         assert!(name.ends_with(".h5"), "left behind: {name}");
         let output = umaserve(&["trajectory", "repair", &name]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -290,7 +317,7 @@ fn refused(arguments: &[&str]) -> String {
 #[test]
 fn what_cannot_be_served_is_refused_with_the_reason() {
     for (more, reason) in [
-        (["--bind", "0.0.0.0:0"], "access tokens"),
+        (["--no-auth", "--bind=0.0.0.0:0"], "without tokens"),
         (["--device", "cuda"], "no CUDA kernels"),
         (["--task", "chess"], "omat"),
         (["--model", "Cargo.toml"], "Cargo.toml"),
@@ -360,6 +387,8 @@ mod under_mpirun {
         let mut program = Program {
             child,
             address: String::new(),
+            text: String::new(),
+            token: String::new(),
         };
         assert_ne!(program.wait().code(), Some(0));
         text.join().unwrap().unwrap()

@@ -1,8 +1,12 @@
 //! The server end to end: real sockets, real sessions, an engine on a thread with springs for a
 //! potential.
 
+#[path = "server/access.rs"]
+mod access;
 #[path = "server/engine.rs"]
 mod engine;
+#[path = "server/limits.rs"]
+mod limits;
 #[path = "server/viewer.rs"]
 mod viewer;
 #[path = "server/wire.rs"]
@@ -19,8 +23,8 @@ use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
-use umaserve::server::ServerSettings;
 use umaserve::server::convert::proto;
+use umaserve::server::{Limits, ServerSettings};
 use viewer::*;
 use worker::{harmonic_energy, harmonic_force};
 
@@ -330,7 +334,7 @@ async fn compression_may_be_offered() {
     let headers = request.headers_mut();
     let offer = "permessage-deflate; client_max_window_bits";
     headers.insert("Sec-WebSocket-Extensions", offer.parse().unwrap());
-    headers.insert("Origin", "http://elsewhere.example:5174".parse().unwrap());
+    headers.insert("Origin", "http://localhost:5174".parse().unwrap());
     let (socket, response) = connect_async(request).await.unwrap();
     assert!(!response.headers().contains_key("sec-websocket-extensions"));
     let mut v = Viewer {
@@ -346,7 +350,10 @@ async fn compression_may_be_offered() {
 async fn more_viewers_than_places_are_refused_with_the_reason() {
     let server = Server::start(ServerSettings {
         session: Arc::new(session_settings()),
-        max_sessions: 2,
+        limits: Limits {
+            max_sessions: 2,
+            ..Limits::default()
+        },
         ..ServerSettings::default()
     })
     .await;
@@ -358,6 +365,7 @@ async fn more_viewers_than_places_are_refused_with_the_reason() {
         panic!("{refused:?}");
     };
     assert_eq!(response.status(), 503);
+    assert!(response.headers().contains_key("retry-after"));
     let body = String::from_utf8(response.into_body().unwrap_or_default()).unwrap();
     assert!(body.contains("all 2 sessions"), "{body}");
     let health = server.json("GET", "/serve/health").await;

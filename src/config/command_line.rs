@@ -82,7 +82,8 @@ fn is_setting(arg: &Arg) -> bool {
 fn config_file(matches: &ArgMatches) -> Option<String> {
     let (name, matches) = matches.subcommand()?;
     let path = (name == "serve").then(|| matches.get_one::<std::path::PathBuf>("config"));
-    path.flatten().map(|path| path.to_string_lossy().into_owned())
+    path.flatten()
+        .map(|path| path.to_string_lossy().into_owned())
 }
 
 /// The command with the values of the file as its defaults.
@@ -123,7 +124,8 @@ fn with_file(command: Command, path: &Path) -> Result<Command, ConfigError> {
                 _ => None,
             })
             .collect();
-        let values = values.ok_or_else(|| fail(format!("{key}: a text or a number is expected")))?;
+        let values =
+            values.ok_or_else(|| fail(format!("{key}: a text or a number is expected")))?;
         if matches!(arg.get_action(), ArgAction::SetTrue)
             && !matches!(values[..], [ref value] if value == "true" || value == "false")
         {
@@ -179,7 +181,10 @@ mod tests {
     #[test]
     fn what_a_file_cannot_say_is_told_by_name() {
         for (file, reason) in [
-            ("max-atom = 1", "max-atom is no option of umaserve serve; is max-atoms meant?"),
+            (
+                "max-atom = 1",
+                "max-atom is no option of umaserve serve; is max-atoms meant?",
+            ),
             ("config = \"x\"", "config is no option"),
             ("max-atoms = \"many\"", "--max-atoms"),
             ("no-auth = 3", "no-auth: true or false"),

@@ -110,13 +110,14 @@ pub(super) fn check(
     let max_sessions = usize_in("--max-sessions", args.max_sessions, 1..=100_000)?;
     let sessions_per_token = options.max_sessions_per_token.unwrap_or(max_sessions);
     let all_atoms = 1..=1_000_000_000;
-    let atoms_per_token = options.max_atoms_per_token.unwrap_or(options.max_total_atoms);
+    let atoms_per_token = options
+        .max_atoms_per_token
+        .unwrap_or(options.max_total_atoms);
     let rate = |name, value: u32| {
         in_range(name, value.into(), 1..=u64::from(u32::MAX)).map(|value| value as f64)
     };
-    let seconds = |name, value, least| {
-        in_range(name, value, least..=31_536_000).map(Duration::from_secs)
-    };
+    let seconds =
+        |name, value, least| in_range(name, value, least..=31_536_000).map(Duration::from_secs);
     let idle = seconds("--idle-timeout-s", options.idle_timeout_s, 0)?;
     Ok(DoorConfig {
         address,
@@ -130,7 +131,10 @@ pub(super) fn check(
             .connection_file
             .clone()
             .or_else(|| record.map(|directory| directory.join("connection.json"))),
-        login_host: options.login_host.clone().or_else(|| environment.submit_host.clone()),
+        login_host: options
+            .login_host
+            .clone()
+            .or_else(|| environment.submit_host.clone()),
         limits: Limits {
             max_sessions,
             max_sessions_per_token: usize_in(
@@ -238,7 +242,9 @@ fn tokens(options: &DoorOptions, environment: &Environment) -> Result<TokenSourc
 /// The file cannot be read, others could read it, or a line is none.
 pub fn read_tokens(path: &Path) -> Result<Vec<(String, Token)>, String> {
     let fail = |reason: String| format!("--token-file {}: {reason}", path.display());
-    let mode = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?.mode();
+    let mode = std::fs::metadata(path)
+        .map_err(|error| fail(error.to_string()))?
+        .mode();
     if mode & 0o077 != 0 {
         let mode = mode & 0o777;
         return Err(fail(format!(
@@ -261,7 +267,10 @@ pub fn read_tokens(path: &Path) -> Result<Vec<(String, Token)>, String> {
             let reason = "a name has 1 to 64 letters, digits and - _ . @".into();
             return Err(fail(reason));
         }
-        if tokens.iter().any(|(other, known)| other == name || *known == token) {
+        if tokens
+            .iter()
+            .any(|(other, known)| other == name || *known == token)
+        {
             return Err(fail("this name or token was there before".into()));
         }
         tokens.push((name.to_owned(), token));
@@ -277,8 +286,8 @@ pub fn read_tokens(path: &Path) -> Result<Vec<(String, Token)>, String> {
 /// # Errors
 /// There is none of this name; the others are named.
 pub fn interface_addresses(name: &str) -> Result<Vec<IpAddr>, String> {
-    let all = if_addrs::get_if_addrs()
-        .map_err(|error| format!("--bind-interface {name}: {error}"))?;
+    let all =
+        if_addrs::get_if_addrs().map_err(|error| format!("--bind-interface {name}: {error}"))?;
     let mut found: Vec<IpAddr> = all
         .iter()
         .filter(|interface| interface.name == name)
@@ -301,9 +310,13 @@ pub fn interface_addresses(name: &str) -> Result<Vec<IpAddr>, String> {
 
 fn origins(all: &[String]) -> Result<Vec<String>, ConfigError> {
     let is_origin = |text: &str| {
-        let rest = text.strip_prefix("http://").or(text.strip_prefix("https://"));
+        let rest = text
+            .strip_prefix("http://")
+            .or(text.strip_prefix("https://"));
         let is_host = |rest: &str| !rest.is_empty() && !rest.contains(['/', ' ', '?', '#', '@']);
-        text == "*" || text == "null" || rest.is_some_and(|rest| is_host(rest.trim_end_matches('/')))
+        text == "*"
+            || text == "null"
+            || rest.is_some_and(|rest| is_host(rest.trim_end_matches('/')))
     };
     match all.iter().find(|origin| !is_origin(origin)) {
         None => Ok(all.to_vec()),
@@ -381,13 +394,20 @@ mod tests {
 
     #[test]
     fn interfaces_are_found_by_name() {
-        assert_eq!(interface_addresses("lo").unwrap()[0].to_string(), "127.0.0.1");
+        assert_eq!(
+            interface_addresses("lo").unwrap()[0].to_string(),
+            "127.0.0.1"
+        );
         let error = interface_addresses("no-such").unwrap_err();
         assert!(error.contains("lo"), "{error}");
         let address = door(&["--bind-interface", "ib0:8123"]).unwrap().address;
         let name = "ib0".to_owned();
         assert_eq!(address, Some(Address::Interface { name, port: 8123 }));
-        assert!(door(&["--bind-interface", "ib0:x"]).unwrap_err().contains("no port"));
+        assert!(
+            door(&["--bind-interface", "ib0:x"])
+                .unwrap_err()
+                .contains("no port")
+        );
     }
 
     #[test]
@@ -401,7 +421,11 @@ mod tests {
         };
         let one = write("0123456789abcdef\n", 0o600).unwrap();
         assert_eq!(one[0].0, "token");
-        let two = write("# who\nada:0123456789abcdef\n\nbob : fedcba9876543210\n", 0o400).unwrap();
+        let two = write(
+            "# who\nada:0123456789abcdef\n\nbob : fedcba9876543210\n",
+            0o400,
+        )
+        .unwrap();
         let names: Vec<&str> = two.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["ada", "bob"]);
         for (text, mode, reason) in [
@@ -409,8 +433,16 @@ mod tests {
             ("", 0o600, "no token in it"),
             ("ada:short", 0o600, "line 1: a token of 5 characters"),
             ("a b:0123456789abcdef", 0o600, "line 1: a name has"),
-            ("a:0123456789abcdef\na:0123456789abcdee", 0o600, "line 2: this name"),
-            ("a:0123456789abcdef\nb:0123456789abcdef", 0o600, "line 2: this name"),
+            (
+                "a:0123456789abcdef\na:0123456789abcdee",
+                0o600,
+                "line 2: this name",
+            ),
+            (
+                "a:0123456789abcdef\nb:0123456789abcdef",
+                0o600,
+                "line 2: this name",
+            ),
         ] {
             let error = write(text, mode).unwrap_err();
             assert!(error.contains(reason), "{error}");

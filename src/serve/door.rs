@@ -111,7 +111,10 @@ impl Door {
             _ => format!("{}ws", c.url.replacen("http", "ws", 1)),
         };
         let tunnel = c.tunnel(c.local_port(), None).join(" ");
-        let from_here = c.page((self.address.is_none()).then(|| c.local_port()), self.show_token);
+        let from_here = c.page(
+            (self.address.is_none()).then(|| c.local_port()),
+            self.show_token,
+        );
         let through = c.page(Some(c.local_port()), self.show_token);
         let token = match (&c.token, self.show_token, &config.door.connection_file) {
             (None, ..) => "none is asked for (--no-auth)".to_owned(),
@@ -215,7 +218,10 @@ fn shows_token(config: &DoorConfig) -> bool {
 /// terminal.
 fn is_private(config: &DoorConfig) -> bool {
     let output = std::io::stdout().as_fd().try_clone_to_owned();
-    let Ok(metadata) = output.map(std::fs::File::from).and_then(|file| file.metadata()) else {
+    let Ok(metadata) = output
+        .map(std::fs::File::from)
+        .and_then(|file| file.metadata())
+    else {
         return false;
     };
     match metadata.is_file() {
@@ -223,4 +229,3 @@ fn is_private(config: &DoorConfig) -> bool {
         false => config.job_id.is_none(),
     }
 }
-

@@ -242,7 +242,10 @@ impl Access {
         if self.tokens.is_empty()
             && let Some(host) = host
             && !is_loopback(name_of(host))
-            && !self.origins.iter().any(|o| o == "*" || authority(o) == host)
+            && !self
+                .origins
+                .iter()
+                .any(|o| o == "*" || authority(o) == host)
         {
             return Err(Refusal::Host);
         }
@@ -461,7 +464,9 @@ fn authority(origin: &str) -> &str {
 fn name_of(authority: &str) -> &str {
     match authority.strip_prefix('[') {
         Some(v6) => v6.split(']').next().unwrap_or(v6),
-        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+        None => authority
+            .rsplit_once(':')
+            .map_or(authority, |(host, _)| host),
     }
 }
 

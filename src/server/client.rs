@@ -9,12 +9,14 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified};
+use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::danger::ServerCertVerifier;
-use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified};
+use tokio_rustls::rustls::crypto::{
+    CryptoProvider, verify_tls12_signature, verify_tls13_signature,
+};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{self, DigitallySignedStruct, SignatureScheme};
-use tokio_rustls::TlsConnector;
 
 /// Longest answer that is read, bytes.
 const LONGEST_ANSWER: usize = 16 << 20;

@@ -176,10 +176,16 @@ impl Health {
         let now = Sample {
             at: Instant::now(),
             jobs: metrics.jobs.get(),
-            busy: status.ranks.iter().map(|r| metrics.busy_seconds(r.rank)).collect(),
+            busy: status
+                .ranks
+                .iter()
+                .map(|r| metrics.busy_seconds(r.rank))
+                .collect(),
         };
         let since = self.look(&now);
-        let seconds = since.as_ref().map_or(0.0, |since| (now.at - since.at).as_secs_f64());
+        let seconds = since
+            .as_ref()
+            .map_or(0.0, |since| (now.at - since.at).as_secs_f64());
         let rate = |now: f64, then: Option<f64>| match then {
             Some(then) if seconds > 0.0 => (now - then) / seconds,
             _ => 0.0,
@@ -225,7 +231,10 @@ impl Health {
     fn look(&self, now: &Sample) -> Option<Sample> {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let [older, newer] = &mut *window;
-        if newer.as_ref().is_none_or(|newer| now.at - newer.at >= WINDOW) {
+        if newer
+            .as_ref()
+            .is_none_or(|newer| now.at - newer.at >= WINDOW)
+        {
             *older = newer.replace(now.clone()).or(older.take());
         }
         older.clone().or(newer.clone())

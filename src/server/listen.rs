@@ -331,22 +331,24 @@ impl Drop for Held {
 
 async fn pause_after(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+    if !matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted
+    ) {
         tracing::error!(%error, "cannot accept a connection");
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 
 /// The request as it looks below the prefix; otherwise the answer.
-fn strip_prefix(
-    mut request: Request<Body>,
-    prefix: &str,
-) -> Result<Request<Body>, Box<Response>> {
+fn strip_prefix(mut request: Request<Body>, prefix: &str) -> Result<Request<Body>, Box<Response>> {
     if prefix.is_empty() {
         return Ok(request);
     }
     let uri = request.uri();
-    let query = uri.query().map_or(String::new(), |query| format!("?{query}"));
+    let query = uri
+        .query()
+        .map_or(String::new(), |query| format!("?{query}"));
     match uri.path().strip_prefix(prefix) {
         // Without the slash the page's relative addresses would miss the prefix. The query may
         // hold a token, which an answer should not repeat.

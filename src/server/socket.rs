@@ -188,7 +188,9 @@ impl<'a> Reading<'a> {
             let admitted = self.next.as_ref().is_some_and(|next| next.admitted);
             let paused_until = self.paused_until;
             let reads = self.blocked.is_none() && paused_until.is_none();
-            let idle_at = idle_timeout.filter(|_| reads).map(|idle| self.last_message + idle);
+            let idle_at = idle_timeout
+                .filter(|_| reads)
+                .map(|idle| self.last_message + idle);
             tokio::select! {
                 () = at(paused_until) => {
                     self.paused_until = None;
@@ -312,7 +314,11 @@ impl<'a> Reading<'a> {
         let clock = now.into_std();
         let limits = &self.shared.settings.limits;
         let (wait, whose, limit) = [
-            (self.rate.take(clock), "this session", limits.max_message_rate),
+            (
+                self.rate.take(clock),
+                "this session",
+                limits.max_message_rate,
+            ),
             (
                 self.account.count_message(clock),
                 "the sessions of this token",
@@ -340,7 +346,10 @@ impl<'a> Reading<'a> {
             );
             let id = self.id;
             // A full engine has other troubles than one notice.
-            let _ = self.shared.to_engine.try_send(FromViewer::Announce { id, text });
+            let _ = self
+                .shared
+                .to_engine
+                .try_send(FromViewer::Announce { id, text });
         }
     }
 

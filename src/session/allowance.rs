@@ -84,7 +84,9 @@ impl Allowance {
         let less = self.held.saturating_sub(atoms);
         for (at, pool) in self.pools.iter().enumerate() {
             if let Err(reason) = pool.take(more) {
-                self.pools[..at].iter().for_each(|pool| pool.give_back(more));
+                self.pools[..at]
+                    .iter()
+                    .for_each(|pool| pool.give_back(more));
                 return Err(format!("natoms = {atoms}: {reason}"));
             }
         }

@@ -1,13 +1,14 @@
 //! Viewers without sockets: they speak to the engine as the server does.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, channel, error::TryRecvError};
 use umaserve::comm::SessionId;
 use umaserve::engine::{EngineHandle, Event};
 use umaserve::session::{
-    ClientMessage, Content, Delta, Edit, Frame, Notice, Payload, RawParameters, ServerMessage,
-    Start, Ticket,
+    ClientMessage, Content, Delta, Edit, Frame, Notice, Owner, Payload, RawParameters,
+    ServerMessage, Start, Ticket,
 };
 use umaserve::system::System;
 
@@ -56,7 +57,12 @@ impl Viewer {
     pub fn with_queue(engine: &EngineHandle, id: u64, queue: usize) -> Viewer {
         let id = SessionId(id);
         let (to_viewer, messages) = channel(queue);
-        engine.tell(Event::Connected { id, to_viewer });
+        let owner = Arc::new(Owner::default());
+        engine.tell(Event::Connected {
+            id,
+            to_viewer,
+            owner,
+        });
         Viewer {
             id,
             engine: engine.clone(),

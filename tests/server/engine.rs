@@ -1,9 +1,9 @@
 //! A small engine on a thread of its own: real sessions, a potential of springs, no workers.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
@@ -18,6 +18,12 @@ use crate::worker::solve;
 pub struct Watch {
     /// While set, the engine hears nothing.
     pub frozen: AtomicBool,
+    /// Once set, the engine ends.
+    pub dead: AtomicBool,
+    /// When set, the engine lets all its sessions go.
+    pub expel: AtomicBool,
+    /// Whose sessions have begun.
+    pub owners: Mutex<Vec<String>>,
     pub sessions: AtomicUsize,
     /// Messages heard.
     pub messages: AtomicUsize,
@@ -26,6 +32,12 @@ pub struct Watch {
 pub fn run(events: Receiver<FromViewer>, settings: Arc<SessionSettings>, watch: Arc<Watch>) {
     let mut sessions: HashMap<SessionId, (Session, Sender<ServerMessage>)> = HashMap::new();
     loop {
+        if watch.dead.load(Ordering::SeqCst) {
+            return;
+        }
+        if watch.expel.swap(false, Ordering::SeqCst) {
+            sessions.clear();
+        }
         if watch.frozen.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(1));
             continue;
@@ -42,14 +54,25 @@ pub fn run(events: Receiver<FromViewer>, settings: Arc<SessionSettings>, watch: 
         };
         let now = Instant::now();
         match event {
-            Some(FromViewer::Connected { id, to_viewer }) => {
-                let session = Session::new(id, Arc::clone(&settings), now);
+            Some(FromViewer::Connected {
+                id,
+                to_viewer,
+                owner,
+            }) => {
+                let session =
+                    Session::new(id, Arc::clone(&settings), now).with_allowance(owner.allowance());
+                watch.owners.lock().unwrap().push(owner.name.clone());
                 sessions.insert(id, (session, to_viewer));
             }
             Some(FromViewer::Message { id, message }) => {
                 watch.messages.fetch_add(1, Ordering::SeqCst);
                 if let Some((session, _)) = sessions.get_mut(&id) {
                     session.receive(*message, now);
+                }
+            }
+            Some(FromViewer::Announce { id, text }) => {
+                if let Some((session, _)) = sessions.get_mut(&id) {
+                    session.announce(&text);
                 }
             }
             Some(FromViewer::Disconnected { id, place }) => {

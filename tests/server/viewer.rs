@@ -19,7 +19,7 @@ use umaserve::server::convert::proto::{
     server_result::{self, Frame, Notice},
     user_interaction_sparse::FullUpdateFlag,
 };
-use umaserve::server::{Health, HealthStatus, ServerSettings, serve};
+use umaserve::server::{Health, HealthStatus, Listener, Phase, ServerSettings, Tls, serve};
 use umaserve::session::SessionSettings;
 
 use crate::engine::{self, Watch};
@@ -29,6 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Server {
     pub address: SocketAddr,
+    pub health: Arc<Health>,
     pub watch: Arc<Watch>,
     pub stop: watch::Sender<bool>,
     pub served: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -44,7 +45,16 @@ pub fn session_settings() -> SessionSettings {
 
 impl Server {
     pub async fn start(settings: ServerSettings) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_with(settings, None, None).await
+    }
+
+    /// The same behind TLS, and with further doors.
+    pub async fn start_with(
+        settings: ServerSettings,
+        tls: Option<Tls>,
+        door: Option<Listener>,
+    ) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (to_engine, events) = std::sync::mpsc::sync_channel(64);
         let watch = Arc::new(Watch::default());
@@ -55,19 +65,22 @@ impl Server {
             task: "omol".into(),
             model_loaded: true,
             workers: 1,
+            phase: Phase::Ready,
             ..HealthStatus::default()
         }));
         health.count(3);
         let (stop, stopping) = watch::channel(false);
         let served = tokio::spawn(serve(
-            listener,
+            std::iter::once(listener.into()).chain(door).collect(),
+            tls,
             Arc::new(to_engine),
-            health,
+            health.clone(),
             settings,
             stopping,
         ));
         Server {
             address,
+            health,
             watch,
             stop,
             served,
@@ -95,7 +108,8 @@ impl Server {
     /// One HTTP request, its status line and body.
     pub async fn http(&self, method: &str, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -128,6 +142,7 @@ pub async fn eventually(mut what: impl FnMut() -> bool) {
         .expect("it should have come true");
 }
 
+#[derive(Debug)]
 pub struct Viewer {
     pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     pub seq: u64,
@@ -264,4 +279,14 @@ pub fn stop() -> Payload {
 
 pub fn binary(bytes: &[u8]) -> Message {
     Message::Binary(Bytes::copy_from_slice(bytes))
+}
+
+/// The bytes of a message.
+pub fn action(payload: Payload) -> Vec<u8> {
+    let action = ClientAction {
+        seq: 1,
+        payload: Some(payload),
+        ..ClientAction::default()
+    };
+    action.encode_to_vec()
 }
