@@ -17,7 +17,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve simulations to viewers over WebSocket; under mpirun or srun, ranks 1.. compute
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// How to reach a running server: the tunnel, the address, the token
     Connect(ConnectArgs),
     /// How a running server is: ranks, devices, sessions, queue, steps per second

@@ -23,6 +23,9 @@ type Label = [(&'static str, String); 1];
 /// Seconds, as Prometheus counts them.
 type Seconds = Counter<f64, AtomicU64>;
 
+/// Fetches what others count.
+type Refresh = Box<dyn Fn(&Metrics) + Send + Sync>;
+
 /// First words of the notices that are counted by their own name.
 const NOTICES: &[&str] = &[
     "ACK_CLEARED",
@@ -42,7 +45,7 @@ const NOTICES: &[&str] = &[
 /// All counters, gauges and histograms of the service.
 pub struct Metrics {
     registry: Registry,
-    refresh: OnceLock<Box<dyn Fn(&Metrics) + Send + Sync>>,
+    refresh: OnceLock<Refresh>,
 
     /// Sessions now.
     pub sessions: Gauge,

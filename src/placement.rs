@@ -210,7 +210,8 @@ mod tests {
     #[test]
     fn ranks_of_a_host_take_its_devices_in_order() {
         let all: &[&str] = &["GPU-a", "GPU-b"];
-        let seats = seats(&[("n1", &[all, all]), ("n2", &[&["GPU-c", "GPU-d"]; 2])]);
+        let others: &[&str] = &["GPU-c", "GPU-d"];
+        let seats = seats(&[("n1", &[all, all]), ("n2", &[others, others])]);
         let places = assign(&seats, Wanted::Devices).unwrap();
         assert_eq!(ids(&places), ["serves", "GPU-a", "GPU-b", "GPU-c", "GPU-d"]);
         assert_eq!(

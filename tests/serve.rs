@@ -76,6 +76,9 @@ impl Program {
                 break rest.split('/').next().unwrap().to_owned();
             }
         };
+        while !text.contains("Ctrl-C") {
+            assert!(output.read_line(&mut text).unwrap() > 0, "half a greeting");
+        }
         assert!(text.contains("umaserve 0.1.0 serves UMA-S-1.2.1"), "{text}");
         // Keep reading, so that the program can keep writing.
         std::thread::spawn(move || output.read_to_string(&mut String::new()));

@@ -106,7 +106,8 @@ fn with_file(command: Command, path: &Path) -> Result<Command, ConfigError> {
             let near = known
                 .iter()
                 .filter_map(|arg| arg.get_long())
-                .find(|name| name.starts_with(&long) || long.starts_with(name));
+                .filter(|name| name.starts_with(&long) || long.starts_with(name))
+                .min_by_key(|name| name.len().abs_diff(long.len()));
             let near = near.map_or(String::new(), |name| format!("; is {name} meant?"));
             return Err(fail(format!("{key} is no option of umaserve serve{near}")));
         };
@@ -156,7 +157,7 @@ mod tests {
         match command_line(all).map_err(|error| error.to_string())? {
             Typed::Said(error) => Err(error.to_string()),
             Typed::Cli(cli) => match cli.command {
-                Chosen::Serve(args) => Ok(args),
+                Chosen::Serve(args) => Ok(*args),
                 other => panic!("{other:?}"),
             },
         }

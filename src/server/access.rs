@@ -540,7 +540,7 @@ mod tests {
             origins: vec!["https://lab.example".into()],
             ..AccessSettings::default()
         };
-        let access = Access::new(&settings, |name| Account::unlimited(name));
+        let access = Access::new(&settings, Account::unlimited);
         let host = Some("node7.example:8000");
         for (origin, allowed) in [
             ("http://node7.example:8000", true),
