@@ -118,6 +118,13 @@ pub(super) fn check(
     };
     let seconds =
         |name, value, least| in_range(name, value, least..=31_536_000).map(Duration::from_secs);
+    let max_connections = usize_in("--max-connections", options.max_connections, 1..=1_000_000)?;
+    if max_connections < max_sessions {
+        return Err(invalid(format!(
+            "--max-connections is {max_connections}, less than --max-sessions {max_sessions}: every \
+             session has a connection"
+        )));
+    }
     let idle = seconds("--idle-timeout-s", options.idle_timeout_s, 0)?;
     Ok(DoorConfig {
         address,
@@ -159,7 +166,7 @@ pub(super) fn check(
             )?,
             max_request_rate: rate("--max-request-rate", options.max_request_rate)?,
         },
-        max_connections: usize_in("--max-connections", options.max_connections, 1..=1_000_000)?,
+        max_connections,
         handshake_timeout: seconds("--handshake-timeout-s", options.handshake_timeout_s, 1)?,
         idle_timeout: (!idle.is_zero()).then_some(idle),
         job_id: environment.job_id.clone(),
@@ -453,6 +460,13 @@ mod tests {
         assert!(!format!("{given:?}").contains("0123456789abcdef"));
         let error = serve_with(&[], &[("UMASERVE_TOKEN", "short")]).unwrap_err();
         assert!(error.starts_with("UMASERVE_TOKEN"), "{error}");
+    }
+
+    #[test]
+    fn every_session_may_have_a_connection() {
+        let error = door(&["--max-sessions", "2000"]).unwrap_err();
+        assert!(error.contains("--max-connections is 1024"), "{error}");
+        assert!(door(&["--max-sessions", "2000", "--max-connections", "3000"]).is_ok());
     }
 
     #[test]

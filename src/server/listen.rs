@@ -6,7 +6,9 @@
 //! connections is bounded too.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +59,8 @@ impl From<std::net::TcpListener> for Listener {
 pub struct UnixSocket {
     listener: std::os::unix::net::UnixListener,
     path: PathBuf,
+    /// Device and inode of the socket, to know it again.
+    identity: (u64, u64),
 }
 
 impl UnixSocket {
@@ -91,10 +95,11 @@ impl UnixSocket {
             });
         let _ = std::fs::remove_file(directory.join("s"));
         let _ = std::fs::remove_dir(&directory);
-        match made {
-            Ok(listener) => Ok(UnixSocket {
+        match made.and_then(|listener| Ok((listener, identity(path)?))) {
+            Ok((listener, identity)) => Ok(UnixSocket {
                 listener,
                 path: path.to_owned(),
+                identity,
             }),
             Err(error) => Err(fail(error.to_string())),
         }
@@ -103,9 +108,17 @@ impl UnixSocket {
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        // Gone already, or replaced by a later server's: that is no concern of this one.
-        let _ = std::fs::remove_file(&self.path);
+        // One that has been replaced belongs to a later server.
+        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// What TLS needs, read from files.

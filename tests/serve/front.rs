@@ -214,6 +214,15 @@ fn the_token_is_printed_where_nobody_else_reads_it() {
     assert_eq!(program.token.len(), 43, "{}", program.text);
     assert!(program.text.contains("#token="), "{}", program.text);
     drop(program);
+    let arguments_of_interface = ["serve", "--model", MODEL, "--bind-interface", "lo"];
+    let program = Program::start(umaserve(&arguments_of_interface));
+    assert!(
+        program.address.starts_with("127.0.0.1:"),
+        "{}",
+        program.address
+    );
+    assert_eq!(program.health()["status"], "ok");
+    drop(program);
     let open = Program::start(umaserve(&arguments(&["--no-auth"])));
     assert!(open.token.is_empty());
     assert_eq!(open.health()["status"], "ok");

@@ -467,6 +467,12 @@ async fn the_unix_socket_is_private_and_serves_the_same() {
     assert_eq!(mode & 0o777, 0o600);
     let error = UnixSocket::bind(&path).unwrap_err();
     assert!(error.contains("another server listens there"), "{error}");
+    // One that goes away later takes nothing from the one that has replaced it.
+    std::fs::remove_file(&path).unwrap();
+    let later = UnixSocket::bind(&path).unwrap();
+    drop(socket);
+    assert!(path.exists());
+    let socket = later;
     let file = directory.path().join("file");
     std::fs::write(&file, "mine").unwrap();
     assert!(UnixSocket::bind(&file).unwrap_err().contains("no socket"));
@@ -500,7 +506,8 @@ async fn the_unix_socket_is_private_and_serves_the_same() {
     server.stop.send(true).unwrap();
     server.served.await.unwrap().unwrap();
     assert!(!path.exists(), "the socket is left behind");
-    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    let left = std::fs::read_dir(directory.path()).unwrap();
+    assert_eq!(left.count(), 1, "only the file that was no socket");
 }
 
 #[tokio::test]
