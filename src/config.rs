@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cli::{Device, LogFormat, ModelOptions, Precision, PredictArgs, ServeArgs};
+use crate::worker::fault::Fault;
 
 /// The checkpoint that is served when none is named.
 pub const SHIPPED_MODEL: &str = "models/nano-1p2.pt";
@@ -58,6 +59,10 @@ pub struct Environment {
     pub launched_by_mpi: bool,
     /// Ranks on this host, where the launcher says so.
     pub ranks_on_host: Option<usize>,
+    /// `UMASERVE_RESTARTS`: how often the supervisor has started this server again.
+    pub restarts: u64,
+    /// `UMASERVE_INJECT_FAULT`: a fault on purpose, for tests; see [`Fault`].
+    pub fault: Option<String>,
     /// Place of the running program, to find what is shipped beside it.
     pub program: Option<PathBuf>,
 }
@@ -99,6 +104,10 @@ impl Environment {
             ranks_on_host: local
                 .into_iter()
                 .find_map(|name| text(name)?.trim().parse().ok()),
+            restarts: text("UMASERVE_RESTARTS")
+                .and_then(|n| n.trim().parse().ok())
+                .unwrap_or(0),
+            fault: text("UMASERVE_INJECT_FAULT"),
             program: None,
         }
     }
@@ -153,6 +162,20 @@ pub struct ServeConfig {
     pub bind: Vec<SocketAddr>,
     /// Where to record.
     pub record: Option<PathBuf>,
+    /// Where states of sessions are kept and found.
+    pub resume: Option<PathBuf>,
+    /// How long a session waits for its viewer.
+    pub reconnect: Duration,
+    /// Longest time between two saved states of a session.
+    pub checkpoint_interval: Duration,
+    /// Silence after which a rank counts as hung.
+    pub rank_timeout: Duration,
+    /// Time for one pass after which a worker counts as hung.
+    pub shard_timeout: Duration,
+    /// How often the supervisor has started this server again.
+    pub restarts: u64,
+    /// A fault on purpose.
+    pub fault: Option<Fault>,
     /// Atoms of a session.
     pub max_atoms: usize,
     /// Directed edges of a session.
@@ -209,6 +232,17 @@ pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig,
         model,
         bind: bind(&args.bind)?,
         record: args.record.clone(),
+        resume: args.resume.clone(),
+        reconnect: Duration::from_secs(in_range(
+            "--reconnect-seconds",
+            args.reconnect_seconds,
+            0..=30 * 86_400,
+        )?),
+        checkpoint_interval: seconds("--checkpoint-seconds", args.checkpoint_seconds, 0.01, 3600.0)?,
+        rank_timeout: seconds("--rank-timeout", args.rank_timeout, 0.5, 86_400.0)?,
+        shard_timeout: seconds("--shard-timeout", args.shard_timeout, 0.5, 30.0 * 86_400.0)?,
+        restarts: environment.restarts,
+        fault: environment.fault.as_deref().map(fault).transpose()?,
         max_atoms: usize_in("--max-atoms", args.max_atoms, 1..=10_000_000)?,
         max_edges: usize_in("--max-edges", args.max_edges, 1..=2_000_000_000)?,
         max_sessions: usize_in("--max-sessions", args.max_sessions, 1..=100_000)?,
@@ -336,6 +370,20 @@ fn bind(text: &str) -> Result<Vec<SocketAddr>, ConfigError> {
              `ssh -L {1}:127.0.0.1:{1} THIS_HOST`",
             address.ip(),
             address.port()
+        ))),
+    }
+}
+
+fn fault(text: &str) -> Result<Fault, ConfigError> {
+    text.parse()
+        .map_err(|reason| ConfigError::Invalid(format!("UMASERVE_INJECT_FAULT: {reason}")))
+}
+
+fn seconds(name: &str, value: f64, least: f64, most: f64) -> Result<Duration, ConfigError> {
+    match (least..=most).contains(&value) {
+        true => Ok(Duration::from_secs_f64(value)),
+        false => Err(ConfigError::Invalid(format!(
+            "{name} is {value}; it may be {least} to {most} seconds"
         ))),
     }
 }

@@ -2,33 +2,65 @@
 //! the ranks of an MPI job.
 
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
+use std::time::Instant;
 
 use crate::cli::Device;
 use crate::comm::thread::ThreadWorkers;
-use crate::comm::{SendError, Shard, WorkerEvent, Workers};
+use crate::comm::{SendError, SessionId, Shard, WorkerEvent, Workers};
 use crate::config::{ModelConfig, ServeConfig};
-use crate::engine::{Engine, EngineHandle, EngineSettings, Event, NoRecording, RecordSink, events};
+use crate::engine::{
+    Ending, Engine, EngineHandle, EngineSettings, Event, NoRecording, NoStore, RecordSink,
+    RecordingNotice, StateStore, events,
+};
 use crate::potential::Potential;
 use crate::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
 use crate::recording::Recording;
+use crate::resume::{ComputedBy, StateDirectory};
 use crate::server::{
-    EngineSender, FromViewer, Health, HealthStatus, RunningServer, ServerSettings,
+    EngineSender, FromViewer, Health, HealthStatus, RunningServer, ServerSettings, StopReason,
 };
-use crate::session::SessionSettings;
-use crate::trajectory::{Provenance, Recorder, RecorderSettings};
-use crate::worker::thread_body;
+use crate::session::{Session, SessionSettings};
+use crate::system::System;
+use crate::trajectory::{
+    Provenance, Recorder, RecorderSettings, TrajectoryError, repair_directory,
+};
+use crate::worker::{PotentialSource, reviving_thread_body};
 
 /// How long a worker rank survives a signal without being dismissed by rank 0.
 #[cfg(feature = "mpi")]
 const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
 
+/// How a server has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// As it was told.
+    Done,
+    /// As it was told, with states to go on from.
+    Resumable,
+    /// By a fault that a new start may mend.
+    Fault,
+}
+
+impl Exit {
+    /// Exit code of the process: 75 is EX_TEMPFAIL of sysexits.h ("try again later"), 70 is
+    /// EX_SOFTWARE.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Done => 0,
+            Exit::Resumable => 75,
+            Exit::Fault => 70,
+        }
+    }
+}
+
 /// Serves until a signal, or computes until rank 0 dismisses this rank.
 ///
 /// # Errors
 /// Whatever prevents a start, in words for the user; empty where another rank says it.
-pub fn run(config: &ServeConfig) -> Result<(), String> {
+pub fn run(config: &ServeConfig) -> Result<Exit, String> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(config.model.threads)
         .thread_name(|k| format!("compute-{k}"))
@@ -44,22 +76,52 @@ pub fn run(config: &ServeConfig) -> Result<(), String> {
 }
 
 /// One process: a worker thread takes the place of the ranks.
-fn alone(config: &ServeConfig) -> Result<(), String> {
+fn alone(config: &ServeConfig) -> Result<Exit, String> {
     let checkpoint = open(&config.model)?;
-    let potential = potential(&config.model, &checkpoint)?;
     let front = Front::open(config, &checkpoint)?;
+    let source = source(config, &checkpoint, 0)?;
+    let potential = (source.create)()?;
     let (engine, heard) = events();
     let device = device_name(&config.model).to_owned();
     log_worker(&config.model);
-    let body = thread_body(potential, config.max_edges);
+    let body = reviving_thread_body(potential, source, config.max_edges);
     let workers = ThreadWorkers::start(vec![device], engine.waker(), body)
         .map_err(|error| format!("cannot start the worker thread: {error}"))?;
     front.serve(config, engine, heard, workers)
 }
 
+/// Makes the potential of a worker, now and after each failure of its device.
+fn source(
+    config: &ServeConfig,
+    checkpoint: &Arc<Checkpoint>,
+    worker: usize,
+) -> Result<PotentialSource, String> {
+    let (model, checkpoint) = (config.model.clone(), checkpoint.clone());
+    let probe = System {
+        numbers: vec![1, 1],
+        positions: vec![[0.0; 3], [0.0, 0.0, 0.74]],
+        spin: 1,
+        task: default_task(model.task.as_deref(), &checkpoint)?,
+        ..System::default()
+    };
+    let fault = config.fault.clone().filter(|fault| fault.worker == worker);
+    let passes = Arc::default();
+    let create = move || {
+        let potential = potential(&model, &checkpoint)?;
+        Ok(match &fault {
+            Some(fault) => fault.put_into(potential, &passes),
+            None => potential,
+        })
+    };
+    Ok(PotentialSource {
+        create: Box::new(create),
+        probe,
+    })
+}
+
 /// The ranks of an MPI job; one rank alone serves as if there were no MPI.
 #[cfg(feature = "mpi")]
-fn ranks(config: &ServeConfig) -> Result<(), String> {
+fn ranks(config: &ServeConfig) -> Result<Exit, String> {
     use crate::comm::mpi as cluster;
     use cluster::{Identity, Ranks};
 
@@ -96,31 +158,37 @@ fn ranks(config: &ServeConfig) -> Result<(), String> {
             tracing::info!(rank, host, device, "worker joined");
         }
         let (engine, heard) = events();
-        return front.serve(config, engine, heard, ranks.workers(&identities));
+        let workers = ranks.workers(&identities, config.rank_timeout);
+        let exit = front.serve(config, engine, heard, workers)?;
+        if exit == Exit::Fault || ranks.is_stuck() {
+            // The others cannot be asked to leave.
+            ranks.abort(exit.code().into());
+        }
+        return Ok(exit);
     }
     let prepared = crate::server::outlive_signals(GRACE)
         .map_err(|error| format!("cannot watch for signals: {error}"))
         .and_then(|()| open(&config.model))
         .and_then(|checkpoint| {
-            Ok((
-                potential(&config.model, &checkpoint)?,
-                identity(&checkpoint),
-            ))
+            let source = source(config, &checkpoint, rank - 1)?;
+            let potential = (source.create)()?;
+            Ok(((potential, source), identity(&checkpoint)))
         });
-    let (potential, mine) = match prepared {
-        Ok((potential, mine)) => (Some(potential), Ok(mine)),
+    let (worker, mine) = match prepared {
+        Ok((worker, mine)) => (Some(worker), Ok(mine)),
         Err(reason) => (None, Err(reason)),
     };
     // Rank 0 prints what is wrong.
     ranks.agree(mine).map_err(|_| String::new())?;
-    let Some(potential) = potential else {
+    let Some((potential, source)) = worker else {
         return Err(String::new());
     };
     log_worker(&config.model);
-    let mut link = ranks.link();
-    crate::worker::serve(&mut link, &*potential, config.max_edges);
-    link.leave("dismissed");
-    Ok(())
+    let link = ranks.link(config.rank_timeout);
+    link.run(|link| {
+        crate::worker::serve_reviving(link, potential, &source, config.max_edges)
+    });
+    Ok(Exit::Done)
 }
 
 /// Version and content of this program: ranks have to run the same.
@@ -212,6 +280,9 @@ pub fn default_task(wanted: Option<&str>, checkpoint: &Checkpoint) -> Result<Str
 struct Front {
     listener: TcpListener,
     recorder: Option<Recording>,
+    store: Box<dyn StateStore>,
+    /// Sessions of an earlier process.
+    restored: Vec<Session>,
     session: Arc<SessionSettings>,
     model: String,
 }
@@ -221,7 +292,12 @@ impl Front {
         let task = default_task(config.model.task.as_deref(), checkpoint)?;
         let listener = TcpListener::bind(&config.bind[..])
             .map_err(|error| cannot_listen(&config.bind, &error))?;
-        let recorder = match &config.record {
+        let directory = config.resume.as_deref().map(StateDirectory::open);
+        let directory = directory.transpose().map_err(|e| format!("--resume: {e}"))?;
+        if let (Some(record), Some(_)) = (&config.record, &directory) {
+            mend(record);
+        }
+        let mut recorder = match &config.record {
             None => None,
             Some(directory) => {
                 let recorder = Recorder::start(RecorderSettings::new(directory))
@@ -240,12 +316,32 @@ impl Front {
                 .unwrap_or(u8::MAX),
             can_record: recorder.is_some(),
             record_by_default: recorder.is_some(),
+            reconnect: config.reconnect,
             seed: config.seed,
             ..SessionSettings::default()
         });
+        let mut restored = Restored::default();
+        let store: Box<dyn StateStore> = match directory {
+            None => Box::new(NoStore),
+            Some(directory) => {
+                let computed_by = computed_by(config, checkpoint);
+                restored = restore(&directory, &computed_by, &session)?;
+                if let Some(recorder) = &mut recorder {
+                    recorder.continue_files(restored.files.clone());
+                }
+                let flusher = recorder.as_ref().and_then(Recording::flusher);
+                let files = restored.files.clone();
+                let store = directory
+                    .store(config.checkpoint_interval, computed_by, flusher, files)
+                    .map_err(|error| format!("--resume: no thread for the states: {error}"))?;
+                Box::new(store)
+            }
+        };
         Ok(Front {
             listener,
             recorder,
+            store,
+            restored: restored.sessions,
             session,
             model: checkpoint.config.name.clone(),
         })
@@ -258,7 +354,7 @@ impl Front {
         engine: EngineHandle,
         heard: std::sync::mpsc::Receiver<Event>,
         workers: impl Workers,
-    ) -> Result<(), String> {
+    ) -> Result<Exit, String> {
         let count = workers.devices().len();
         let health = Arc::new(Health::new(HealthStatus {
             model: self.model.clone(),
@@ -274,6 +370,7 @@ impl Front {
             max_sessions: config.max_sessions,
             max_message_bytes: config.max_message_bytes,
             max_undigested_bytes: 2 * config.max_message_bytes,
+            last_session: self.restored.iter().map(|s| s.id().0).max().unwrap_or(0),
             ..ServerSettings::default()
         };
         let address = self
@@ -286,8 +383,11 @@ impl Front {
             Arc::new(engine),
             health.clone(),
             server_settings,
-            move || {
-                stop.tell(Event::ShutDown);
+            move |reason| {
+                stop.tell(match reason {
+                    StopReason::Draining => Event::Drain,
+                    StopReason::Interrupted | StopReason::Failed => Event::ShutDown,
+                });
             },
         )
         .map_err(|error| format!("cannot start the server: {error}"))?;
@@ -295,6 +395,8 @@ impl Front {
             session: self.session.clone(),
             max_sessions: config.max_sessions,
             edge_budget: config.edge_budget,
+            shard_timeout: config.shard_timeout,
+            restartable: config.resume.is_some(),
             ..EngineSettings::default()
         };
         print_start(
@@ -313,10 +415,93 @@ impl Front {
             Some(recorder) => Box::new(recorder),
             None => Box::new(NoRecording),
         };
-        Engine::new(settings, heard, workers, recorder).run();
+        let mut engine = Engine::with_store(settings, heard, workers, recorder, self.store);
+        engine.adopt(self.restored);
+        let ending = engine.run();
         server
             .stop()
-            .map_err(|error| format!("the server has failed: {error}"))
+            .map_err(|error| format!("the server has failed: {error}"))?;
+        Ok(match ending {
+            Ending::Failed(_) => Exit::Fault,
+            Ending::Drained if config.resume.is_some() => Exit::Resumable,
+            Ending::Drained | Ending::Stopped => Exit::Done,
+        })
+    }
+}
+
+/// Sessions of an earlier process, and the files that they were recorded to.
+#[derive(Default)]
+struct Restored {
+    sessions: Vec<Session>,
+    files: Vec<(SessionId, PathBuf)>,
+}
+
+/// Reads the sessions back. What cannot be used is named, put aside, and does not keep the others
+/// from going on.
+fn restore(
+    directory: &StateDirectory,
+    computed_by: &ComputedBy,
+    settings: &Arc<SessionSettings>,
+) -> Result<Restored, String> {
+    let (found, mut refused) = directory.read().map_err(|e| format!("--resume: {e}"))?;
+    let mut restored = Restored::default();
+    for saved in found {
+        let ComputedBy { checkpoint, .. } = &saved.computed_by;
+        if *checkpoint != computed_by.checkpoint {
+            let reason = format!("its checkpoint is {checkpoint:.16}, not the one served here");
+            refused.push(directory.refuse(saved.session, reason));
+            continue;
+        }
+        if saved.computed_by != *computed_by {
+            tracing::warn!(
+                session = saved.session.0,
+                before = ?saved.computed_by,
+                "another device or precision: it goes on, but not with the same numbers"
+            );
+        }
+        match Session::restore(&saved.state, settings.clone(), Instant::now()) {
+            Ok(session) if session.id() == saved.session => {
+                restored.files.extend(saved.recording.map(|path| (session.id(), path)));
+                restored.sessions.push(session);
+            }
+            Ok(_) => refused.push(directory.refuse(saved.session, "of another session")),
+            Err(error) => refused.push(directory.refuse(saved.session, error)),
+        }
+    }
+    for refused in &refused {
+        tracing::error!("session not resumed: {refused}");
+    }
+    let (sessions, refused) = (restored.sessions.len(), refused.len());
+    tracing::info!(sessions, refused, "sessions resumed");
+    Ok(restored)
+}
+
+/// Mends the recordings that a killed server has left behind, also those of sessions that nobody
+/// can resume.
+fn mend(directory: &Path) {
+    if !directory.exists() {
+        return;
+    }
+    match repair_directory(directory) {
+        Ok((mended, failed)) => {
+            if mended > 0 {
+                tracing::info!(mended, "recordings mended");
+            }
+            for error in failed {
+                tracing::error!(%error, "recording not mended");
+            }
+        }
+        // A build that cannot record has nothing to mend.
+        Err(TrajectoryError::NotBuilt) => {}
+        Err(error) => tracing::error!(%error, "recordings not mended"),
+    }
+}
+
+fn computed_by(config: &ServeConfig, checkpoint: &Checkpoint) -> ComputedBy {
+    ComputedBy {
+        checkpoint: checkpoint.digest.to_string(),
+        precision: Precision::from(config.model.precision).to_string(),
+        device: device_name(&config.model).into(),
     }
 }
 
@@ -386,7 +571,7 @@ impl EngineSender for EngineHandle {
         match self.tell(event) {
             true => Ok(()),
             false => Err(TrySendError::Disconnected(FromViewer::Disconnected {
-                id: crate::comm::SessionId(0),
+                id: SessionId(0),
                 place: crate::session::Ticket::default(),
             })),
         }
@@ -394,16 +579,20 @@ impl EngineSender for EngineHandle {
 }
 
 impl RecordSink for Box<dyn RecordSink> {
-    fn record(&mut self, session: crate::comm::SessionId, record: crate::session::Record) {
+    fn record(&mut self, session: SessionId, record: crate::session::Record) {
         (**self).record(session, record);
     }
 
-    fn close(&mut self, session: crate::comm::SessionId) {
+    fn close(&mut self, session: SessionId) {
         (**self).close(session);
     }
 
     fn finish(&mut self) {
         (**self).finish();
+    }
+
+    fn take_notices(&mut self) -> Vec<(SessionId, RecordingNotice)> {
+        (**self).take_notices()
     }
 }
 
@@ -428,6 +617,16 @@ impl<W: Workers> Workers for Observed<W> {
         let event = self.workers.poll()?;
         match &event {
             WorkerEvent::Done { outcomes, .. } => self.health.count(outcomes.len() as u64),
+            WorkerEvent::Hung { .. } => {}
+            WorkerEvent::Unfit { .. } | WorkerEvent::Fit { .. } => {
+                let fit = matches!(event, WorkerEvent::Fit { .. });
+                self.health.update(|status| {
+                    status.workers = match fit {
+                        true => (status.workers + 1).min(self.left),
+                        false => status.workers.saturating_sub(1),
+                    };
+                });
+            }
             WorkerEvent::Lost { .. } => {
                 self.left = self.left.saturating_sub(1);
                 let left = self.left;
@@ -444,6 +643,10 @@ impl<W: Workers> Workers for Observed<W> {
 
     fn wakes_engine(&self) -> bool {
         self.workers.wakes_engine()
+    }
+
+    fn dismiss(&mut self) {
+        self.workers.dismiss();
     }
 
     fn shut_down(&mut self) {

@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 pub use health::{Health, HealthStatus};
-pub use runtime::{RunningServer, outlive_signals};
+pub use runtime::{RunningServer, StopReason, outlive_signals};
 
 use crate::comm::SessionId;
 use crate::session::{ClientMessage, ServerMessage, SessionSettings, Ticket};
@@ -94,6 +94,8 @@ pub struct ServerSettings {
     pub ping_interval: Duration,
     /// Time in which a message must leave; a viewer that does not read is dropped after it.
     pub write_timeout: Duration,
+    /// Number of the last session that exists already; sockets are numbered from the next on.
+    pub last_session: u64,
 }
 
 impl Default for ServerSettings {
@@ -106,6 +108,7 @@ impl Default for ServerSettings {
             max_outgoing: 32,
             ping_interval: Duration::from_secs(20),
             write_timeout: Duration::from_secs(20),
+            last_session: 0,
         }
     }
 }
@@ -139,8 +142,8 @@ pub async fn serve(
         to_engine,
         health,
         places: Arc::new(Semaphore::new(settings.max_sessions)),
+        last_id: AtomicU64::new(settings.last_session),
         settings,
-        last_id: AtomicU64::new(0),
         stopping: stopping.clone(),
         _alive: alive,
     });

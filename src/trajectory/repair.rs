@@ -25,6 +25,33 @@ pub struct RepairReport {
     pub events: u64,
 }
 
+/// Makes every recording of a directory readable again that a killed writer has left behind and
+/// that nobody writes. Answers how many, and what could not be mended.
+///
+/// # Errors
+/// A directory that cannot be read.
+pub fn repair_directory(
+    directory: &Path,
+) -> Result<(usize, Vec<TrajectoryError>), TrajectoryError> {
+    let mut mended = 0;
+    let mut failed = Vec::new();
+    let entries = std::fs::read_dir(directory).map_err(|e| TrajectoryError::file(directory, e))?;
+    for entry in entries.flatten() {
+        let journal = entry.path();
+        let path = journal.with_extension("");
+        if journal.extension().is_none_or(|e| e != "journal")
+            || path.extension().is_none_or(|e| e != "h5")
+        {
+            continue;
+        }
+        match repair(&path) {
+            Ok(_) => mended += 1,
+            Err(error) => failed.push(error),
+        }
+    }
+    Ok((mended, failed))
+}
+
 /// Makes `path` readable again: clears the mark of an open file, cuts all elements to the
 /// frames that are whole, appends the frames and events of the journal, removes the
 /// journal.
@@ -71,6 +98,9 @@ pub fn repair(path: &Path) -> Result<RepairReport, TrajectoryError> {
             match record.kind {
                 journal::FRAME if index == frames + batch.rows() => {
                     batch.push_encoded(record.payload);
+                }
+                journal::CUT if (frames..frames + batch.rows()).contains(&index) => {
+                    batch.truncate(index - frames);
                 }
                 journal::EVENT if index == events + new_events.len() => {
                     if let Some((step, text)) = record.payload.split_first_chunk::<8>() {
