@@ -78,8 +78,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "engine",
         ],
     ),
+    ("resume", &["comm", "engine", "trajectory"]),
     ("cli", &[]),
-    ("config", &["units", "system", "dynamics", "session", "cli"]),
+    (
+        "config",
+        &["units", "system", "dynamics", "session", "worker", "cli"],
+    ),
+    ("supervise", &["cli"]),
     // Puts everything together; only main.rs stands above it.
     (
         "serve",
@@ -96,6 +101,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "engine",
             "server",
             "recording",
+            "resume",
             "cli",
             "config",
         ],

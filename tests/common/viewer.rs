@@ -121,24 +121,8 @@ impl Viewer {
 
     /// A full snapshot.
     pub fn upload(&mut self, system: &System) {
-        let indices: Vec<u32> = (0..system.len() as u32).collect();
-        self.say(Payload::Edit(Edit {
-            natoms: system.len() as u32,
-            atomic_numbers: Delta {
-                indices: indices.clone(),
-                values: system.numbers.iter().map(|&z| u32::from(z)).collect(),
-            },
-            positions: Delta {
-                indices,
-                values: system.positions.as_flattened().to_vec(),
-            },
-            cell: system
-                .cell
-                .is_periodic()
-                .then(|| system.cell.vectors.as_flattened().to_vec()),
-            full_update: Some(true),
-            ..Edit::default()
-        }));
+        let message = upload_message(system);
+        self.tell(message);
     }
 
     pub fn start_md(&mut self, temperature: f64) {
@@ -216,6 +200,29 @@ impl Viewer {
         let id = self.id;
         let place = Ticket::default();
         self.engine.tell(Event::Disconnected { id, place });
+    }
+}
+
+/// A full snapshot.
+pub fn upload_message(system: &System) -> ClientMessage {
+    let indices: Vec<u32> = (0..system.len() as u32).collect();
+    let cell = system.cell.is_periodic();
+    ClientMessage {
+        payload: Payload::Edit(Edit {
+            natoms: system.len() as u32,
+            atomic_numbers: Delta {
+                indices: indices.clone(),
+                values: system.numbers.iter().map(|&z| u32::from(z)).collect(),
+            },
+            positions: Delta {
+                indices,
+                values: system.positions.as_flattened().to_vec(),
+            },
+            cell: cell.then(|| system.cell.vectors.as_flattened().to_vec()),
+            full_update: Some(true),
+            ..Edit::default()
+        }),
+        ..ClientMessage::default()
     }
 }
 
