@@ -107,7 +107,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "S", default_value_t = 2.0)]
     pub checkpoint_seconds: f64,
     /// Silence of a rank after which it counts as hung and the job ends, to be started again, s
-    #[arg(long, value_name = "S", default_value_t = 10.0)]
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
     pub rank_timeout: f64,
     /// Time that a worker may take for one pass before it counts as hung, s
     #[arg(long, value_name = "S", default_value_t = 1800.0)]

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::comm::SessionId;
 use crate::comm::wire::{Reader, WireError, Writer};
@@ -37,6 +37,8 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 const MOST_WAITING: u64 = 64 << 20;
 /// Held as long as a server uses the directory.
 const LOCK: &str = "umaserve.lock";
+/// How long a server waits for the one before it to let go of the directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What computed a session: only the same goes on with the same numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -102,12 +104,19 @@ impl StateDirectory {
             .mode(0o600)
             .open(path.join(LOCK))
             .map_err(error)?;
-        match lock.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                return Err(refused(path, "another running umaserve resumes from here"));
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match lock.try_lock() {
+                // A server that was killed may take a moment to be gone.
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(refused(path, "another running umaserve resumes from here"));
+                }
+                // Some network file systems know no locks.
+                Ok(()) | Err(TryLockError::Error(_)) => break,
             }
-            // Some network file systems know no locks.
-            Ok(()) | Err(TryLockError::Error(_)) => {}
         }
         Ok(StateDirectory {
             path: path.to_owned(),

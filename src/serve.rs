@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cli::Device;
 use crate::comm::thread::ThreadWorkers;
@@ -25,13 +25,13 @@ use crate::server::{
 use crate::session::{Session, SessionSettings};
 use crate::system::System;
 use crate::trajectory::{
-    Provenance, Recorder, RecorderSettings, TrajectoryError, repair_directory,
+    Provenance, Recorder, RecorderSettings, repair_directory,
 };
 use crate::worker::{PotentialSource, reviving_thread_body};
 
 /// How long a worker rank survives a signal without being dismissed by rank 0.
 #[cfg(feature = "mpi")]
-const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(30);
 
 /// How a server has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,14 +290,13 @@ struct Front {
 impl Front {
     fn open(config: &ServeConfig, checkpoint: &Checkpoint) -> Result<Front, String> {
         let task = default_task(config.model.task.as_deref(), checkpoint)?;
-        let listener = TcpListener::bind(&config.bind[..])
-            .map_err(|error| cannot_listen(&config.bind, &error))?;
+        let listener = listen(config).map_err(|error| cannot_listen(&config.bind, &error))?;
         let directory = config.resume.as_deref().map(StateDirectory::open);
         let directory = directory.transpose().map_err(|e| format!("--resume: {e}"))?;
-        if let (Some(record), Some(_)) = (&config.record, &directory) {
-            mend(record);
-        }
-        let mut recorder = match &config.record {
+        // A state names its recording; the next server may be started elsewhere.
+        let record = config.record.as_deref().map(std::path::absolute).transpose();
+        let record = record.map_err(|error| format!("--record: {error}"))?;
+        let mut recorder = match &record {
             None => None,
             Some(directory) => {
                 let recorder = Recorder::start(RecorderSettings::new(directory))
@@ -325,8 +324,9 @@ impl Front {
             None => Box::new(NoStore),
             Some(directory) => {
                 let computed_by = computed_by(config, checkpoint);
-                restored = restore(&directory, &computed_by, &session)?;
-                if let Some(recorder) = &mut recorder {
+                restored = restore(&directory, &computed_by, &session, record.as_deref())?;
+                if let (Some(recorder), Some(record)) = (&mut recorder, &record) {
+                    mend(record, &restored.files);
                     recorder.continue_files(restored.files.clone());
                 }
                 let flusher = recorder.as_ref().and_then(Recording::flusher);
@@ -442,6 +442,7 @@ fn restore(
     directory: &StateDirectory,
     computed_by: &ComputedBy,
     settings: &Arc<SessionSettings>,
+    record: Option<&Path>,
 ) -> Result<Restored, String> {
     let (found, mut refused) = directory.read().map_err(|e| format!("--resume: {e}"))?;
     let mut restored = Restored::default();
@@ -461,7 +462,8 @@ fn restore(
         }
         match Session::restore(&saved.state, settings.clone(), Instant::now()) {
             Ok(session) if session.id() == saved.session => {
-                restored.files.extend(saved.recording.map(|path| (session.id(), path)));
+                let file = saved.recording.and_then(|path| found_again(path, record));
+                restored.files.extend(file.map(|path| (session.id(), path)));
                 restored.sessions.push(session);
             }
             Ok(_) => refused.push(directory.refuse(saved.session, "of another session")),
@@ -476,13 +478,17 @@ fn restore(
     Ok(restored)
 }
 
+/// A recording, also if its directory was moved as a whole.
+fn found_again(path: PathBuf, record: Option<&Path>) -> Option<PathBuf> {
+    let moved = record?.join(path.file_name()?);
+    Some(if moved.exists() { moved } else { path })
+}
+
 /// Mends the recordings that a killed server has left behind, also those of sessions that nobody
 /// can resume.
-fn mend(directory: &Path) {
-    if !directory.exists() {
-        return;
-    }
-    match repair_directory(directory) {
+fn mend(directory: &Path, files: &[(SessionId, PathBuf)]) {
+    let wanted: Vec<PathBuf> = files.iter().map(|(_, path)| path.clone()).collect();
+    match repair_directory(directory, &wanted) {
         Ok((mended, failed)) => {
             if mended > 0 {
                 tracing::info!(mended, "recordings mended");
@@ -491,8 +497,6 @@ fn mend(directory: &Path) {
                 tracing::error!(%error, "recording not mended");
             }
         }
-        // A build that cannot record has nothing to mend.
-        Err(TrajectoryError::NotBuilt) => {}
         Err(error) => tracing::error!(%error, "recordings not mended"),
     }
 }
@@ -502,6 +506,23 @@ fn computed_by(config: &ServeConfig, checkpoint: &Checkpoint) -> ComputedBy {
         checkpoint: checkpoint.digest.to_string(),
         precision: Precision::from(config.model.precision).to_string(),
         device: device_name(&config.model).into(),
+    }
+}
+
+/// Listens. After a restart the server before may take a moment to let the port go.
+fn listen(config: &ServeConfig) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match TcpListener::bind(&config.bind[..]) {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrInUse
+                    && config.restarts > 0
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            result => return result,
+        }
     }
 }
 

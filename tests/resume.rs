@@ -123,6 +123,29 @@ fn start(viewer: &mut Viewer, (kind, integrator, label): (i32, i32, &str)) {
     }));
 }
 
+/// A viewer that is listened to in turn with others falls behind at times.
+const BEHIND: &str = "WAITING_FOR_ACK";
+
+/// The next frame.
+fn frame(viewer: &mut Viewer) -> Frame {
+    loop {
+        match viewer.hear() {
+            Heard::Notice(notice) if notice.message == BEHIND => {}
+            other => return other.frame(),
+        }
+    }
+}
+
+/// The next notice that says something.
+fn notice(viewer: &mut Viewer) -> String {
+    loop {
+        let notice = viewer.hear_notice();
+        if notice.message != BEHIND {
+            return notice.message;
+        }
+    }
+}
+
 type Bits = Vec<u64>;
 
 fn bits(frame: &Frame) -> Bits {
@@ -387,7 +410,7 @@ fn recording_server(place: &Path, interval: Duration) -> Running {
     use umaserve::trajectory::{Provenance, Recorder, RecorderSettings, repair_directory};
     let settings = session_settings(true);
     let directory = StateDirectory::open(place).unwrap();
-    let (_, failed) = repair_directory(place).unwrap();
+    let (_, failed) = repair_directory(place, &[]).unwrap();
     assert_eq!(failed, []);
     let recorder = Recorder::start(RecorderSettings {
         flush_interval: Duration::from_millis(10),
@@ -446,13 +469,8 @@ fn interrupted_runs(
         if round > 0 {
             assert_eq!(server.end(Event::Drain), Ending::Drained);
             for (viewer, _) in &mut viewers {
-                let told = loop {
-                    match viewer.hear() {
-                        Heard::Frame(_) => {}
-                        other => break other.notice(),
-                    }
-                };
-                assert!(told.message.starts_with("SERVER_DRAINING"), "{told:?}");
+                let told = notice(viewer);
+                assert!(told.starts_with("SERVER_DRAINING"), "{told}");
                 assert!(matches!(viewer.hear(), Heard::Goodbye(Goodbye::Restarting)));
             }
             server = recording_server(place, interval);
@@ -467,13 +485,13 @@ fn interrupted_runs(
         }
         for (viewer, _) in &mut viewers {
             for _ in 0..frames / (restarts + 1) + 1 {
-                viewer.hear().frame();
+                frame(viewer);
             }
         }
     }
     for (viewer, _) in &mut viewers {
         viewer.stop();
-        while viewer.hear_notice().message != "SIMULATION_STOPPED" {}
+        assert_eq!(notice(viewer), "SIMULATION_STOPPED");
         viewer.end_session();
     }
     drop(server);
@@ -513,18 +531,24 @@ fn recording_ahead_of_its_state(place: &Path) -> (String, usize) {
     for _ in 0..40 {
         viewer.hear().frame();
     }
-    // Waits for a state in the middle of the run.
-    wait_until("a state", || state.exists());
-    for _ in 0..40 {
+    // A state in the middle of the run.
+    let mut old = Vec::new();
+    wait_until("a state of the run", || {
         viewer.hear().frame();
-    }
-    let old = std::fs::read(&state).unwrap();
+        old = std::fs::read(&state).unwrap_or_default();
+        let Ok(saved) = umaserve::resume::decode(&old) else {
+            return false;
+        };
+        let settings = Arc::new(session_settings(true));
+        let session = Session::restore(&saved.state, settings, Instant::now()).unwrap();
+        session.is_running() && session.steps() > 20
+    });
     for _ in 0..300 {
         viewer.hear().frame();
     }
     assert_eq!(server.end(Event::Drain), Ending::Drained);
     let frames = recorded(place, "langevin").len();
-    assert!(frames >= 380, "{frames}");
+    assert!(frames >= 340, "{frames}");
     std::fs::write(&state, old).unwrap();
     (key, frames)
 }

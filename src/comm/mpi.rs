@@ -424,6 +424,9 @@ impl MpiWorkers<'_> {
                 let rank = worker + 1;
                 let seconds = silence.as_secs_f64();
                 let reason = format!("rank {rank} has been silent for {seconds:.1} s");
+                // Told once; it is given no more shards.
+                self.lost[worker] = Some(reason.clone());
+                self.told[worker] = true;
                 hung = Some(WorkerEvent::Hung { worker, reason });
             }
         }

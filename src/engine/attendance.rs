@@ -49,7 +49,7 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
             return;
         }
         let everyone_is_here = self.sessions.values().all(|seat| seat.viewer.is_some());
-        if everyone_is_here && self.sessions.len() >= self.settings.max_sessions {
+        if everyone_is_here && self.connections.len() >= self.settings.max_sessions {
             // Neither a session to resume nor room for a new one. Dropping the sender closes the
             // connection.
             return self.refuse(id);
@@ -217,6 +217,18 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
         self.touched.insert(session);
     }
 
+    /// A viewer does not keep up: its connection ends, and its session unless that can wait.
+    pub(super) fn let_go(&mut self, id: SessionId, farewell: &Farewell, now: Instant) {
+        let seat = self.sessions.get(&id);
+        match seat.and_then(|seat| seat.session.key().and(seat.viewer)) {
+            Some(connection) => {
+                tracing::warn!(session = id.0, ?farewell, "connection ended");
+                self.disconnect(connection, now);
+            }
+            None => self.end(id, farewell),
+        }
+    }
+
     /// Ends a session: its work is dropped, its recording closed, its socket let go.
     pub(super) fn end(&mut self, id: SessionId, farewell: &Farewell) {
         let Some(mut seat) = self.sessions.remove(&id) else {
@@ -290,14 +302,14 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
     }
 
     pub(super) fn count_sessions(&self) {
-        let count = |of: fn(&Seat) -> bool| {
-            let seats = self.sessions.values();
-            seats.filter(|seat| of(seat)).count() as u64
-        };
+        let (mut held, mut detached) = (0, 0);
+        for seat in self.sessions.values() {
+            let goes_on = seat.session.is_detached();
+            detached += u64::from(goes_on);
+            held += u64::from(!goes_on && !seat.session.is_attended());
+        }
         let statistics = &self.statistics;
         let all = self.sessions.len() as u64;
-        let detached = count(|seat| seat.session.is_detached());
-        let held = count(|seat| !seat.session.is_attended()) - detached;
         statistics.sessions.store(all, Ordering::Relaxed);
         statistics.detached_sessions.store(detached, Ordering::Relaxed);
         statistics.held_sessions.store(held, Ordering::Relaxed);

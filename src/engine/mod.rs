@@ -485,7 +485,7 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
     fn let_act(&mut self, id: SessionId) {
         let now = Instant::now();
         if let Err(farewell) = self.forward(id) {
-            return self.end(id, &farewell);
+            return self.let_go(id, &farewell, now);
         }
         // A viewer that does not keep up gets no new steps until it does.
         let keeps_up = |seat: &Seat| seat.backlog.is_empty();
@@ -494,7 +494,7 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
             self.with_session(id, |session| job = session.next_job(now));
             self.queue_job(job);
             if let Err(farewell) = self.forward(id) {
-                return self.end(id, &farewell);
+                return self.let_go(id, &farewell, now);
             }
         }
         self.touched.remove(&id);

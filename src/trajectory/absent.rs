@@ -56,6 +56,7 @@ impl Flusher {
 /// Always [`TrajectoryError::NotBuilt`].
 pub fn repair_directory(
     _directory: &std::path::Path,
+    _wanted: &[std::path::PathBuf],
 ) -> Result<(usize, Vec<TrajectoryError>), TrajectoryError> {
     Err(TrajectoryError::NotBuilt)
 }

@@ -181,8 +181,8 @@ pub enum RecordMessage {
     Close {
         /// The session.
         key: u64,
-        /// The simulation has ended at this step: later frames of a resumed file are cut off.
-        /// `None` leaves them.
+        /// The simulation was stopped at this step. Later frames of a resumed file stay, with an
+        /// event that says so.
         step: Option<u64>,
     },
 }

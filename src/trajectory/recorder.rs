@@ -498,8 +498,14 @@ impl Recording {
         if !self.sessions.contains_key(&key) {
             return;
         }
-        if step.is_some() {
-            self.attend(key, |writer, _| writer.cut_replay().map(|_| ()));
+        if let Some(step) = step {
+            self.attend(key, |writer, _| {
+                if writer.is_replaying() {
+                    let text = "stopped here; the frames after it were computed before a restart";
+                    writer.push_event(step, text.to_owned());
+                }
+                Ok(())
+            });
         }
         // The last frames of a failing file deserve another attempt before it is given up.
         for _ in 0..CLOSE_ATTEMPTS {

@@ -44,7 +44,7 @@ impl Writer {
         std::fs::create_dir_all(directory).map_err(|e| TrajectoryError::file(directory, e))?;
         let stem = file_stem(label);
         let mut number = 1;
-        let (path, file) = loop {
+        loop {
             let name = match number {
                 1 => format!("{stem}.h5"),
                 n => format!("{stem}-{n}.h5"),
@@ -54,28 +54,37 @@ impl Writer {
             if path.exists() {
                 continue;
             }
-            match layout::file_options().create_excl(&path) {
-                Ok(file) => break (path, file),
+            // Before the file, so that a file without a journal is one that nobody writes.
+            let journal = match Journal::create(&path, header.species.len()) {
+                Ok(journal) => journal,
                 // Another process may have taken the name in between.
                 Err(_) if path.exists() => continue,
                 Err(error) => return Err(TrajectoryError::file(path, error)),
-            }
-        };
-        Self::fill(path.clone(), file, header, author).inspect_err(|_| {
-            // It holds nothing yet, and the next attempt needs the name.
-            let _ = std::fs::remove_file(journal::journal_path(&path));
-            let _ = std::fs::remove_file(&path);
-        })
+            };
+            let file = match layout::file_options().create_excl(&path) {
+                Ok(file) => file,
+                Err(_) if path.exists() => continue,
+                Err(error) => {
+                    let _ = journal.remove();
+                    return Err(TrajectoryError::file(path, error));
+                }
+            };
+            return Self::fill(path.clone(), file, journal, header, author).inspect_err(|_| {
+                // It holds nothing yet, and the next attempt needs the name.
+                let _ = std::fs::remove_file(journal::journal_path(&path));
+                let _ = std::fs::remove_file(&path);
+            });
+        }
     }
 
     fn fill(
         path: PathBuf,
         file: hdf5::File,
+        journal: Journal,
         header: &Header,
         author: &str,
     ) -> Result<Self, TrajectoryError> {
         let atoms = header.species.len();
-        let journal = Journal::create(&path, atoms).map_err(|e| TrajectoryError::file(&path, e))?;
         let hdf5_error = |e: hdf5::Error| TrajectoryError::file(&path, e);
         let elements = layout::create(&file, header, author).map_err(hdf5_error)?;
         file.flush().map_err(hdf5_error)?;
@@ -104,6 +113,8 @@ impl Writer {
     pub(super) fn reopen(path: &Path, header: &Header, step: u64) -> Result<Self, TrajectoryError> {
         check(header)?;
         super::repair(path)?;
+        let journal = Journal::create(path, header.species.len())
+            .map_err(|e| TrajectoryError::file(path, e))?;
         let hdf5_error = |e: hdf5::Error| TrajectoryError::file(path, e);
         let file = layout::file_options().open_rw(path).map_err(hdf5_error)?;
         let elements = Elements::open(&file).map_err(hdf5_error)?;
@@ -120,8 +131,6 @@ impl Writer {
         let rows = Rows::of(elements.atoms);
         let kept = done - done % rows.batch;
         let batch = elements.read(kept..frames).map_err(hdf5_error)?;
-        let journal = Journal::create(path, elements.atoms)
-            .map_err(|e| TrajectoryError::file(path, e))?;
         let mut writer = Self {
             path: path.to_owned(),
             inode: inode(path),
@@ -163,6 +172,11 @@ impl Writer {
         // It cannot be reached any more, so how closing it ends does not matter.
         let _ = self.file.close();
         let _ = self.journal.remove();
+    }
+
+    /// Whether frames of an earlier process have not come again yet.
+    pub(super) fn is_replaying(&self) -> bool {
+        self.replayed.is_some()
     }
 
     /// The simulation has taken another course than the earlier process at this point: the frames

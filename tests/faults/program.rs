@@ -19,7 +19,7 @@ use umaserve::server::convert::proto::{
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_umaserve");
 const MODEL: &str = "tests/data/nano-1p2.pt";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 const WATER: [u32; 3] = [8, 1, 1];
 const POSITIONS: [f64; 9] = [0.0, 0.0, 0.12, 0.0, 0.76, -0.47, 0.0, -0.76, -0.47];
@@ -29,11 +29,12 @@ pub fn arguments(more: &[String]) -> Vec<String> {
     let mut all: Vec<String> = ["serve", "--no-auth", "--model", MODEL, "--bind", "127.0.0.1:0"]
         .map(str::to_owned)
         .to_vec();
-    all.extend(["--frame-interval-ms".into(), "0".into(), "--threads".into(), "1".into()]);
+    all.extend(["--frame-interval-ms".into(), "0".into()]);
     all.extend_from_slice(more);
     all
 }
 
+/// A server of its own.
 pub fn serve(more: &[String]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(arguments(more));
@@ -289,16 +290,21 @@ impl Viewer {
 
     /// Uploads water and starts MD, recorded under this name.
     pub fn begin(&mut self, label: &str) {
-        let indices: Vec<u32> = vec![0, 1, 2];
+        self.begin_with(&WATER, &POSITIONS, label);
+    }
+
+    /// The same with this molecule; positions in Angstrom, three per atom.
+    pub fn begin_with(&mut self, numbers: &[u32], positions: &[f64], label: &str) {
+        let indices: Vec<u32> = (0..numbers.len() as u32).collect();
         let edit = UserInteractionSparse {
-            natoms: 3,
+            natoms: numbers.len() as u32,
             atomic_numbers: Some(IntDelta {
                 indices: indices.clone(),
-                values: WATER.to_vec(),
+                values: numbers.to_vec(),
             }),
             positions: Some(Vec3Delta {
                 indices,
-                coords: POSITIONS.to_vec(),
+                coords: positions.to_vec(),
             }),
             full_update_flag: Some(FullUpdateFlag::FullUpdate(true)),
             ..UserInteractionSparse::default()
