@@ -12,7 +12,9 @@ use std::time::Instant;
 use program::{Program, Viewer, files, serve};
 
 fn main() {
-    let mut numbers = std::env::args().skip(1).filter_map(|word| word.parse().ok());
+    let mut numbers = std::env::args()
+        .skip(1)
+        .filter_map(|word| word.parse().ok());
     let sessions: usize = numbers.next().unwrap_or(64);
     let atoms: usize = numbers.next().unwrap_or(1_000);
     let place = tempfile::tempdir().expect("temporary directory");

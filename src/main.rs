@@ -23,8 +23,9 @@ fn main() -> ExitCode {
                     serve::run(&config).map(serve::Exit::code)
                 })
         }
-        Command::Supervise(args) => log(&config::log(LogFormat::Text, &environment))
-            .and_then(|()| supervise::run(args)),
+        Command::Supervise(args) => {
+            log(&config::log(LogFormat::Text, &environment)).and_then(|()| supervise::run(args))
+        }
         Command::Predict(args) => config::predict(args, &environment)
             .map_err(text)
             .and_then(|config| predict(&config).map(|()| 0)),

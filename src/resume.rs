@@ -426,12 +426,7 @@ impl Keeper {
         }
     }
 
-    fn write(
-        &mut self,
-        session: SessionId,
-        state: Vec<u8>,
-        recorded: bool,
-    ) -> std::io::Result<()> {
+    fn write(&mut self, session: SessionId, state: Vec<u8>, recorded: bool) -> std::io::Result<()> {
         if recorded {
             self.make_frames_safe(session);
         } else {

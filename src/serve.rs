@@ -24,9 +24,7 @@ use crate::server::{
 };
 use crate::session::{Session, SessionSettings};
 use crate::system::System;
-use crate::trajectory::{
-    Provenance, Recorder, RecorderSettings, repair_directory,
-};
+use crate::trajectory::{Provenance, Recorder, RecorderSettings, repair_directory};
 use crate::worker::{PotentialSource, reviving_thread_body};
 
 /// How long a worker rank survives a signal without being dismissed by rank 0.
@@ -185,9 +183,7 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
     };
     log_worker(&config.model);
     let link = ranks.link(config.rank_timeout);
-    link.run(|link| {
-        crate::worker::serve_reviving(link, potential, &source, config.max_edges)
-    });
+    link.run(|link| crate::worker::serve_reviving(link, potential, &source, config.max_edges));
     Ok(Exit::Done)
 }
 
@@ -292,9 +288,15 @@ impl Front {
         let task = default_task(config.model.task.as_deref(), checkpoint)?;
         let listener = listen(config).map_err(|error| cannot_listen(&config.bind, &error))?;
         let directory = config.resume.as_deref().map(StateDirectory::open);
-        let directory = directory.transpose().map_err(|e| format!("--resume: {e}"))?;
+        let directory = directory
+            .transpose()
+            .map_err(|e| format!("--resume: {e}"))?;
         // A state names its recording; the next server may be started elsewhere.
-        let record = config.record.as_deref().map(std::path::absolute).transpose();
+        let record = config
+            .record
+            .as_deref()
+            .map(std::path::absolute)
+            .transpose();
         let record = record.map_err(|error| format!("--record: {error}"))?;
         let mut recorder = match &record {
             None => None,

@@ -114,10 +114,7 @@ fn start(args: &SuperviseArgs, restarts: u64) -> Result<Child, String> {
 }
 
 /// Waits for the child and passes signals on; the last one, if there was any.
-fn attend(
-    child: &mut Child,
-    arrived: &Receiver<i32>,
-) -> Result<(ExitStatus, Option<i32>), String> {
+fn attend(child: &mut Child, arrived: &Receiver<i32>) -> Result<(ExitStatus, Option<i32>), String> {
     let mut told = None;
     let mut kill_at: Option<Instant> = None;
     loop {
@@ -178,7 +175,9 @@ mod tests {
 
     #[test]
     fn pauses_grow_up_to_a_limit() {
-        let pauses: Vec<u64> = (0..12).map(|n| pause_before(n).as_millis() as u64).collect();
+        let pauses: Vec<u64> = (0..12)
+            .map(|n| pause_before(n).as_millis() as u64)
+            .collect();
         assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
         assert_eq!(pauses[..5], [200, 500, 1000, 2000, 4000]);
         assert_eq!(pauses[11], 30_000);

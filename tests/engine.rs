@@ -13,7 +13,8 @@ use common::viewer::{Heard, Viewer, cluster, mixed_sessions, trajectory};
 use umaserve::comm::thread::{ThreadLink, ThreadWorkers};
 use umaserve::comm::{Link, SessionId};
 use umaserve::engine::{
-    Ending, Engine, EngineHandle, EngineSettings, Event, NoRecording, RecordSink, Statistics, events,
+    Ending, Engine, EngineHandle, EngineSettings, Event, NoRecording, RecordSink, Statistics,
+    events,
 };
 use umaserve::potential::{Potential, evaluate};
 use umaserve::session::{Payload, Record, SessionSettings, Ticket};

@@ -16,9 +16,16 @@ use umaserve::trajectory::{Trajectory, repair_directory};
 /// Recordings and states in one directory, saved often, so that short runs see much.
 fn keeping(place: &Path) -> Vec<String> {
     let place = place.display().to_string();
-    ["--record", &place, "--resume", &place, "--checkpoint-seconds", "0.05"]
-        .map(str::to_owned)
-        .to_vec()
+    [
+        "--record",
+        &place,
+        "--resume",
+        &place,
+        "--checkpoint-seconds",
+        "0.05",
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 fn numbers(place: &Path, name: &str) -> Vec<(u64, Vec<u64>)> {
@@ -150,7 +157,10 @@ fn a_damaged_state_is_refused_by_name_and_the_others_resume() {
     let program = Program::start(serve(&options));
     let log = program.log();
     assert!(log.contains("session not resumed"), "{log}");
-    assert!(log.contains(&states[1]) && log.contains("checksum"), "{log}");
+    assert!(
+        log.contains(&states[1]) && log.contains("checksum"),
+        "{log}"
+    );
     let mut resumed = 0;
     for (_, key) in viewers.drain(..) {
         let mut viewer = program.viewer();
@@ -160,7 +170,10 @@ fn a_damaged_state_is_refused_by_name_and_the_others_resume() {
         }
     }
     assert_eq!(resumed, 2);
-    assert_eq!(files(place.path(), ".refused"), [format!("{}.refused", states[1])]);
+    assert_eq!(
+        files(place.path(), ".refused"),
+        [format!("{}.refused", states[1])]
+    );
 }
 
 #[test]
@@ -197,7 +210,11 @@ fn a_full_disk_is_told_and_the_simulation_goes_on() {
     // No file may grow beyond this, which is an error as on a full disk.
     let mut command = Command::new("sh");
     command
-        .args(["-c", "ulimit -f 200; trap '' XFSZ; exec \"$0\" \"$@\"", PROGRAM])
+        .args([
+            "-c",
+            "ulimit -f 200; trap '' XFSZ; exec \"$0\" \"$@\"",
+            PROGRAM,
+        ])
         .args(arguments(&keeping(place.path())));
     let mut program = Program::start(command);
     let mut viewer = program.viewer();
@@ -295,7 +312,10 @@ fn a_hundred_kills_lose_nothing_that_was_flushed() {
         let (_, failed) = repair_directory(copy.path(), &[]).unwrap();
         assert_eq!(failed, [], "round {round}");
         if !copy.path().join("run.h5").exists() {
-            assert!(last_known.is_empty(), "round {round}: the recording is gone");
+            assert!(
+                last_known.is_empty(),
+                "round {round}: the recording is gone"
+            );
             continue;
         }
         let frames = numbers(copy.path(), "run.h5");
@@ -304,11 +324,17 @@ fn a_hundred_kills_lose_nothing_that_was_flushed() {
         let found: BTreeMap<u64, Vec<u64>> = frames.into_iter().collect();
         for (step, bits) in &last_known {
             let again = found.get(step);
-            assert!(again == Some(bits), "round {round}: step {step} is lost or differs");
+            assert!(
+                again == Some(bits),
+                "round {round}: step {step} is lost or differs"
+            );
         }
         last_known = found;
     }
-    assert!(grown > KILLS / 2, "the simulation came further in {grown} of {KILLS} lives");
+    assert!(
+        grown > KILLS / 2,
+        "the simulation came further in {grown} of {KILLS} lives"
+    );
     let mut program = Program::start(serve(&options));
     let mut viewer = program.viewer();
     assert!(viewer.attach(&key).resumed);
@@ -377,7 +403,9 @@ mod ranks {
 
     #[test]
     fn a_killed_worker_rank() {
-        survives("kill -9 of a worker rank", |_, ranks| signal("KILL", ranks[2]));
+        survives("kill -9 of a worker rank", |_, ranks| {
+            signal("KILL", ranks[2])
+        });
     }
 
     #[test]
@@ -387,7 +415,9 @@ mod ranks {
 
     #[test]
     fn a_stopped_worker_rank() {
-        survives("SIGSTOP of a worker rank", |_, ranks| signal("STOP", ranks[1]));
+        survives("SIGSTOP of a worker rank", |_, ranks| {
+            signal("STOP", ranks[1])
+        });
     }
 
     #[test]
@@ -424,7 +454,10 @@ mod ranks {
         let log = program.log();
         assert!(log.contains("injected fault"), "{log}");
         assert!(log.contains("has a device again"), "{log}");
-        assert!(!log.contains("started again:"), "no rank was started again: {log}");
+        assert!(
+            !log.contains("started again:"),
+            "no rank was started again: {log}"
+        );
         for k in 0..4 {
             let frames = numbers(place.path(), &format!("run{k}.h5"));
             without_gap(&frames);
@@ -461,7 +494,10 @@ mod ranks {
 #[test]
 fn the_supervisor_gives_up_where_starting_again_cannot_help() {
     let run = |arguments: &[&str]| {
-        let output = Command::new(PROGRAM).arg("supervise").args(arguments).output();
+        let output = Command::new(PROGRAM)
+            .arg("supervise")
+            .args(arguments)
+            .output();
         let output = output.unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code(), text)

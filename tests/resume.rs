@@ -277,7 +277,10 @@ fn a_detached_simulation_goes_on_and_stops_waiting_when_it_is_stopped() {
     wait_until("steps without a viewer", || {
         server.statistics.jobs.load(Ordering::Relaxed) > jobs + 500
     });
-    assert_eq!(server.statistics.detached_sessions.load(Ordering::Relaxed), 1);
+    assert_eq!(
+        server.statistics.detached_sessions.load(Ordering::Relaxed),
+        1
+    );
     let (mut viewer, state) = come_back(&server.engine, 2, &key, 0);
     assert!(state.resumed && state.running && state.detached);
     assert!(state.frame.time_fs.unwrap() > before + 100.0);
@@ -302,7 +305,11 @@ fn sessions_without_a_key_end_with_their_connection_and_cannot_be_detached() {
     assert!(notice.message.contains("identity"), "{}", notice.message);
     viewer.attach("");
     let notice = viewer.hear().notice();
-    assert!(notice.message.contains("first message"), "{}", notice.message);
+    assert!(
+        notice.message.contains("first message"),
+        "{}",
+        notice.message
+    );
     viewer.disconnect();
     wait_until("the end of the session", || {
         server.statistics.sessions.load(Ordering::Relaxed) == 0
@@ -377,7 +384,10 @@ fn sessions_that_wait_make_room_for_new_ones() {
     assert!(state.resumed);
     let (_new, _) = begin(&server.engine, 6, &cluster(4, 1));
     let (_, state) = come_back(&server.engine, 7, &keys[1], 0);
-    assert!(!state.resumed, "the one that had waited longest was given up");
+    assert!(
+        !state.resumed,
+        "the one that had waited longest was given up"
+    );
 }
 
 fn computed_by() -> ComputedBy {
@@ -389,7 +399,10 @@ fn computed_by() -> ComputedBy {
 }
 
 /// What the engine restores from: session bytes and the files that were recorded.
-fn restore(directory: &StateDirectory, settings: &SessionSettings) -> Vec<(Session, Option<PathBuf>)> {
+fn restore(
+    directory: &StateDirectory,
+    settings: &SessionSettings,
+) -> Vec<(Session, Option<PathBuf>)> {
     let (found, refused) = directory.read().unwrap();
     assert_eq!(refused, []);
     let settings = Arc::new(settings.clone());
@@ -397,8 +410,7 @@ fn restore(directory: &StateDirectory, settings: &SessionSettings) -> Vec<(Sessi
         .into_iter()
         .map(|saved| {
             assert_eq!(saved.computed_by, computed_by());
-            let session =
-                Session::restore(&saved.state, settings.clone(), Instant::now()).unwrap();
+            let session = Session::restore(&saved.state, settings.clone(), Instant::now()).unwrap();
             (session, saved.recording)
         })
         .collect()
@@ -439,9 +451,18 @@ fn recorded(place: &Path, label: &str) -> Vec<umaserve::trajectory::FrameData> {
     let files: Vec<PathBuf> = std::fs::read_dir(place)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(label))
+        .filter(|path| {
+            path.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with(label)
+        })
         .collect();
-    assert_eq!(files, [place.join(format!("{label}.h5"))], "one file, without journal");
+    assert_eq!(
+        files,
+        [place.join(format!("{label}.h5"))],
+        "one file, without journal"
+    );
     let trajectory = Trajectory::open(&files[0]).unwrap();
     assert!(!trajectory.is_unfinished());
     trajectory.frames(0..trajectory.len()).unwrap()
@@ -508,7 +529,11 @@ fn drained_simulations_go_on_bit_for_bit_in_the_same_file() {
         let both = expected.len().min(interrupted.len());
         assert!(both >= 150, "method {k}: {both} frames");
         for (number, (a, b)) in expected.iter().zip(interrupted).enumerate() {
-            assert_eq!(b.step, 2 * (number as u64 + 1), "method {k}: a gap or a repetition");
+            assert_eq!(
+                b.step,
+                2 * (number as u64 + 1),
+                "method {k}: a gap or a repetition"
+            );
             assert_eq!(a, b, "method {k}, frame {number}");
         }
     }
@@ -616,7 +641,11 @@ fn another_course_after_a_kill_replaces_the_frames_of_the_first() {
     viewer.hear_notice();
     drop(server);
     let after = recorded(place.path(), "langevin");
-    assert!(after.len() < frames, "{} of {frames}, {done} done", after.len());
+    assert!(
+        after.len() < frames,
+        "{} of {frames}, {done} done",
+        after.len()
+    );
     assert!(after.last().unwrap().time_fs >= last);
     assert!(after.windows(2).all(|pair| pair[0].step < pair[1].step));
 }

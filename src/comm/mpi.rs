@@ -203,7 +203,11 @@ impl Ranks {
             world: &self.world,
             stuck: &self.stuck,
             sends: VecDeque::new(),
-            pulses: identities.iter().skip(1).map(|_| Pulse::new(timeout)).collect(),
+            pulses: identities
+                .iter()
+                .skip(1)
+                .map(|_| Pulse::new(timeout))
+                .collect(),
             dismissed: false,
         }
     }
@@ -639,7 +643,9 @@ impl MpiLink<'_> {
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
-            let reason = thread.join().unwrap_or_else(|_| "its thread is gone".into());
+            let reason = thread
+                .join()
+                .unwrap_or_else(|_| "its thread is gone".into());
             self.leave(&reason);
         });
     }

@@ -171,7 +171,11 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
             return;
         };
         seat.backlog.clear();
-        if let Some(connection) = seat.viewer.take().and_then(|id| self.connections.remove(&id)) {
+        if let Some(connection) = seat
+            .viewer
+            .take()
+            .and_then(|id| self.connections.remove(&id))
+        {
             say_goodbye(&connection.to_viewer, reason);
         }
     }
@@ -311,7 +315,9 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
         let statistics = &self.statistics;
         let all = self.sessions.len() as u64;
         statistics.sessions.store(all, Ordering::Relaxed);
-        statistics.detached_sessions.store(detached, Ordering::Relaxed);
+        statistics
+            .detached_sessions
+            .store(detached, Ordering::Relaxed);
         statistics.held_sessions.store(held, Ordering::Relaxed);
     }
 
@@ -331,7 +337,6 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
             say_goodbye(&connection.to_viewer, Goodbye::Restarting);
         }
     }
-
 }
 
 fn say_goodbye(to_viewer: &ToViewer, reason: Goodbye) {

@@ -606,7 +606,10 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
         let left = self.count_workers();
         tracing::error!(worker, reason, left, "worker lost");
         if self.settings.restartable && self.scheduler.workers_left() == 0 {
-            return self.give_up(format!("no worker is left: {} {reason}", self.name_of(worker)));
+            return self.give_up(format!(
+                "no worker is left: {} {reason}",
+                self.name_of(worker)
+            ));
         }
         self.fail(given_up, "the workers that tried this step were lost", now);
     }

@@ -55,10 +55,13 @@ impl Session {
             wire::put_method(out, &run.method);
             out.word(u64::from(run.steps_into_frame));
         });
-        let answering = self.flight.as_ref().and_then(|flight| match flight.purpose {
-            Purpose::Reply { count } if !flight.cancelled => Some(count),
-            _ => None,
-        });
+        let answering = self
+            .flight
+            .as_ref()
+            .and_then(|flight| match flight.purpose {
+                Purpose::Reply { count } if !flight.cancelled => Some(count),
+                _ => None,
+            });
         out.option(self.reply_due.or(answering), Writer::word);
         for counter in [
             self.server_seq,
@@ -139,21 +142,28 @@ impl Session {
         session.time_fs = input.number()?;
         session.recording.active = input.flag("recording")?;
         session.recording.segment = input.word()?;
-        session.recording.layout = input.option("layout of the recording", |input| {
-            let numbers = input.array()?;
-            let periodic: Vec<u8> = input.array()?;
-            Ok((numbers, periodic, input.plain()?, input.plain()?, input.string("task")?))
-        })?
-        .map(|(numbers, periodic, charge, spin, task)| {
-            Ok::<_, RestoreError>(Layout {
-                numbers,
-                periodic: three(&periodic)?,
-                charge,
-                spin,
-                task,
+        session.recording.layout = input
+            .option("layout of the recording", |input| {
+                let numbers = input.array()?;
+                let periodic: Vec<u8> = input.array()?;
+                Ok((
+                    numbers,
+                    periodic,
+                    input.plain()?,
+                    input.plain()?,
+                    input.string("task")?,
+                ))
+            })?
+            .map(|(numbers, periodic, charge, spin, task)| {
+                Ok::<_, RestoreError>(Layout {
+                    numbers,
+                    periodic: three(&periodic)?,
+                    charge,
+                    spin,
+                    task,
+                })
             })
-        })
-        .transpose()?;
+            .transpose()?;
         input.end()?;
         session.check_restored()?;
         session.resume_recording();
@@ -164,7 +174,10 @@ impl Session {
     fn check_restored(&self) -> Result<(), RestoreError> {
         let refuse = |reason: String| Err(RestoreError::Unusable(reason));
         let State {
-            system, velocities, evaluation, ..
+            system,
+            velocities,
+            evaluation,
+            ..
         } = &self.structure.state;
         let atoms = system.len();
         let limit = self.settings.max_atoms;
@@ -186,7 +199,9 @@ impl Session {
             .iter()
             .find(|&&z| z > heaviest || (z > 0 && !atomic_mass(z).is_finite()))
         {
-            return refuse(format!("atomic number {z}, the model knows 1 to {heaviest}"));
+            return refuse(format!(
+                "atomic number {z}, the model knows 1 to {heaviest}"
+            ));
         }
         let numbers = system.positions.iter().chain(velocities).flatten();
         let finite = numbers

@@ -161,7 +161,9 @@ impl Session {
     pub(super) fn halt(&mut self) {
         self.abandon();
         if std::mem::take(&mut self.recording.active) {
-            self.recording.records.push(Record::Stop { step: self.steps });
+            self.recording
+                .records
+                .push(Record::Stop { step: self.steps });
         }
     }
 
@@ -418,7 +420,9 @@ impl Session {
     fn record_change(&mut self, change: &Staged) {
         if change.restart && !self.parameters.record {
             if std::mem::take(&mut self.recording.active) {
-                self.recording.records.push(Record::Stop { step: self.steps });
+                self.recording
+                    .records
+                    .push(Record::Stop { step: self.steps });
             }
             return;
         }

@@ -58,11 +58,7 @@ impl Flusher {
     ///
     /// # Errors
     /// The file cannot be written, the recorder has stopped or does not answer in time.
-    pub fn flush(
-        &self,
-        key: u64,
-        patience: Duration,
-    ) -> Result<Option<PathBuf>, TrajectoryError> {
+    pub fn flush(&self, key: u64, patience: Duration) -> Result<Option<PathBuf>, TrajectoryError> {
         let request = {
             let mut flushes = lock(&self.0.flushes);
             flushes.last += 1;

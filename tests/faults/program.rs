@@ -26,9 +26,16 @@ const POSITIONS: [f64; 9] = [0.0, 0.0, 0.12, 0.0, 0.76, -0.47, 0.0, -0.76, -0.47
 
 /// Options of every server here, and these.
 pub fn arguments(more: &[String]) -> Vec<String> {
-    let mut all: Vec<String> = ["serve", "--no-auth", "--model", MODEL, "--bind", "127.0.0.1:0"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut all: Vec<String> = [
+        "serve",
+        "--no-auth",
+        "--model",
+        MODEL,
+        "--bind",
+        "127.0.0.1:0",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     all.extend(["--frame-interval-ms".into(), "0".into()]);
     all.extend_from_slice(more);
     all
@@ -62,7 +69,9 @@ pub fn files(place: &Path, end: &str) -> Vec<String> {
 
 /// A Python with the readers, if the tests were given one.
 pub fn python() -> Option<String> {
-    std::env::var("UMASERVE_PYTHON").ok().filter(|python| !python.is_empty())
+    std::env::var("UMASERVE_PYTHON")
+        .ok()
+        .filter(|python| !python.is_empty())
 }
 
 pub fn signal(name: &str, process: u32) {
