@@ -22,6 +22,8 @@ pub enum Command {
     Connect(ConnectArgs),
     /// How a running server is: ranks, devices, sessions, queue, steps per second
     Status(StatusArgs),
+    /// Start a server again when it fails, and pass signals on to it
+    Supervise(SuperviseArgs),
     /// Energies, forces and stresses of the structures of an extended XYZ file
     Predict(PredictArgs),
     /// Say what a checkpoint is: name, sizes, tasks, elements, memory
@@ -99,6 +101,22 @@ pub struct ServeArgs {
     /// Record every simulation into this directory, one H5MD file per run
     #[arg(long, value_name = "DIR")]
     pub record: Option<PathBuf>,
+    /// Keep the states of all sessions in this directory and go on with those found there;
+    /// usually the directory of --record
+    #[arg(long, value_name = "DIR")]
+    pub resume: Option<PathBuf>,
+    /// How long a session waits for its viewer to come back, s; 0: it ends with its connection
+    #[arg(long, value_name = "S", default_value_t = 120)]
+    pub reconnect_seconds: u64,
+    /// Longest time between two saved states of a session (--resume), s
+    #[arg(long, value_name = "S", default_value_t = 2.0)]
+    pub checkpoint_seconds: f64,
+    /// Silence of a rank after which it counts as hung and the job ends, to be started again, s
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    pub rank_timeout: f64,
+    /// Time that a worker may take for one pass before it counts as hung, s
+    #[arg(long, value_name = "S", default_value_t = 1800.0)]
+    pub shard_timeout: f64,
     /// Atoms of a session
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     pub max_atoms: usize,
@@ -130,6 +148,20 @@ pub struct ServeArgs {
     /// How log lines look; their level is set by RUST_LOG
     #[arg(long, value_enum, default_value_t)]
     pub log: LogFormat,
+}
+
+/// `umaserve supervise`.
+#[derive(Debug, Args)]
+pub struct SuperviseArgs {
+    /// Starts in a row that may fail
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub restarts: u32,
+    /// A run of so many seconds was no failed start
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    pub steady_seconds: u64,
+    /// What to run, after `--`: `umaserve serve ...`, `srun ... umaserve serve ...`
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
 }
 
 /// `umaserve predict`.

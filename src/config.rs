@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::cli::{Device, LogFormat, ModelOptions, Precision, PredictArgs, ServeArgs};
 use crate::server::Token;
+use crate::worker::fault::Fault;
 
 pub use command_line::{Typed, command_line, variable};
 pub use door::{Address, DoorConfig, TokenSource, interface_addresses, read_tokens};
@@ -64,6 +65,8 @@ pub struct Environment {
     pub launched_by_mpi: bool,
     /// Ranks on this host, where the launcher says so.
     pub ranks_on_host: Option<usize>,
+    /// `UMASERVE_INJECT_FAULT`: a fault on purpose, for tests; see [`Fault`].
+    pub fault: Option<String>,
     /// Place of the running program, to find what is shipped beside it.
     pub program: Option<PathBuf>,
     /// `SLURM_CPUS_PER_TASK`: CPUs that Slurm has given to this rank.
@@ -118,6 +121,7 @@ impl Environment {
             ranks_on_host: local
                 .into_iter()
                 .find_map(|name| text(name)?.trim().parse().ok()),
+            fault: text("UMASERVE_INJECT_FAULT"),
             program: None,
             cpus_per_task: text("SLURM_CPUS_PER_TASK").and_then(|n| n.trim().parse().ok()),
             token: text("UMASERVE_TOKEN").map(|token| Token::new(token.trim())),
@@ -181,6 +185,18 @@ pub struct ServeConfig {
     pub door: DoorConfig,
     /// Where to record.
     pub record: Option<PathBuf>,
+    /// Where states of sessions are kept and found.
+    pub resume: Option<PathBuf>,
+    /// How long a session waits for its viewer.
+    pub reconnect: Duration,
+    /// Longest time between two saved states of a session.
+    pub checkpoint_interval: Duration,
+    /// Silence after which a rank counts as hung.
+    pub rank_timeout: Duration,
+    /// Time for one pass after which a worker counts as hung.
+    pub shard_timeout: Duration,
+    /// A fault on purpose.
+    pub fault: Option<Fault>,
     /// Atoms of a session.
     pub max_atoms: usize,
     /// Directed edges of a session.
@@ -237,6 +253,21 @@ pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig,
         model,
         door: door::check(args, environment)?,
         record: args.record.clone(),
+        resume: args.resume.clone(),
+        reconnect: Duration::from_secs(in_range(
+            "--reconnect-seconds",
+            args.reconnect_seconds,
+            0..=30 * 86_400,
+        )?),
+        checkpoint_interval: seconds(
+            "--checkpoint-seconds",
+            args.checkpoint_seconds,
+            0.01,
+            3600.0,
+        )?,
+        rank_timeout: seconds("--rank-timeout", args.rank_timeout, 0.5, 86_400.0)?,
+        shard_timeout: seconds("--shard-timeout", args.shard_timeout, 0.5, 30.0 * 86_400.0)?,
+        fault: environment.fault.as_deref().map(fault).transpose()?,
         max_atoms: usize_in("--max-atoms", args.max_atoms, 1..=10_000_000)?,
         max_edges: usize_in("--max-edges", args.max_edges, 1..=2_000_000_000)?,
         max_sessions: usize_in("--max-sessions", args.max_sessions, 1..=100_000)?,
@@ -365,6 +396,20 @@ pub fn host_name() -> String {
         .map(|name| name.trim().to_owned())
         .filter(|name| !name.is_empty())
         .unwrap_or_else(|| "localhost".into())
+}
+
+fn fault(text: &str) -> Result<Fault, ConfigError> {
+    text.parse()
+        .map_err(|reason| ConfigError::Invalid(format!("UMASERVE_INJECT_FAULT: {reason}")))
+}
+
+fn seconds(name: &str, value: f64, least: f64, most: f64) -> Result<Duration, ConfigError> {
+    match (least..=most).contains(&value) {
+        true => Ok(Duration::from_secs_f64(value)),
+        false => Err(ConfigError::Invalid(format!(
+            "{name} is {value}; it may be {least} to {most} seconds"
+        ))),
+    }
 }
 
 fn in_range(

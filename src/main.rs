@@ -8,7 +8,7 @@ use umaserve::cli::{Command, LogFormat, TrajectoryCommand};
 use umaserve::config::{self, Environment, LogConfig, Typed};
 use umaserve::potential::uma::{Checkpoint, describe::describe};
 use umaserve::predict::{PredictOptions, predict_file};
-use umaserve::{connect, serve, trajectory};
+use umaserve::{connect, serve, supervise, trajectory};
 
 fn main() -> ExitCode {
     let cli = match config::command_line(std::env::args_os()) {
@@ -20,22 +20,26 @@ fn main() -> ExitCode {
         }
     };
     let environment = Environment::read();
-    let done = match &cli.command {
+    let done: Result<u8, String> = match &cli.command {
         Command::Serve(args) => {
             config::serve(args, &environment)
                 .map_err(text)
                 .and_then(|config| {
                     log(&config::log(args.log, &environment))?;
-                    serve::run(&config)
+                    serve::run(&config).map(serve::Exit::code)
                 })
         }
         Command::Connect(args) => connect::connect(args).map(|text| print(&text)),
         Command::Status(args) => connect::status(args).map(|text| print(&text)),
+        Command::Supervise(args) => {
+            log(&config::log(LogFormat::Text, &environment)).and_then(|()| supervise::run(args))
+        }
         Command::Predict(args) => config::predict(args, &environment)
             .map_err(text)
-            .and_then(|config| predict(&config)),
+            .and_then(|config| predict(&config).map(|()| 0)),
         Command::Model(args) => Checkpoint::open(&args.file)
             .map(|checkpoint| print!("{}", describe(&checkpoint)))
+            .map(|()| 0)
             .map_err(|error| format!("{}: {error}", args.file.display())),
         Command::Trajectory(command) => match command {
             TrajectoryCommand::Info { file } => trajectory::cli::info(file),
@@ -47,10 +51,11 @@ fn main() -> ExitCode {
             TrajectoryCommand::Repair { file } => trajectory::cli::repair(file),
         }
         .map(|report| println!("{}", report.trim_end()))
+        .map(|()| 0)
         .map_err(text),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(reason) => {
             if !reason.is_empty() {
                 // In one piece: under mpirun the ranks' lines meet on one terminal.

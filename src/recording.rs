@@ -1,14 +1,18 @@
 //! What sessions tell about their simulations, as recordings: one file per run.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use crate::comm::SessionId;
 use crate::dynamics::Method;
-use crate::engine::RecordSink;
+use crate::engine::{RecordSink, RecordingNotice};
 use crate::session::{Frame, Record};
 use crate::system::System;
 use crate::system::elements::atomic_mass;
-use crate::trajectory::{FrameData, Header, Provenance, RecordMessage, Recorder, TrajectoryError};
+use crate::trajectory::{
+    Flusher, FrameData, Header, Provenance, RecordMessage, RecordNotice, RecordNoticeKind,
+    Recorder, TrajectoryError,
+};
 
 /// Records all sessions into one directory.
 ///
@@ -21,6 +25,8 @@ pub struct Recording {
     /// What is the same for all sessions.
     provenance: Provenance,
     runs: HashMap<SessionId, Run>,
+    /// Files that restored sessions go on with.
+    files: HashMap<SessionId, PathBuf>,
 }
 
 /// An open file.
@@ -38,7 +44,18 @@ impl Recording {
             recorder: Some(recorder),
             provenance,
             runs: HashMap::new(),
+            files: HashMap::new(),
         }
+    }
+
+    /// Restored sessions go on with these files.
+    pub fn continue_files(&mut self, files: impl IntoIterator<Item = (SessionId, PathBuf)>) {
+        self.files.extend(files);
+    }
+
+    /// For threads that have to know when frames are safe.
+    pub fn flusher(&self) -> Option<Flusher> {
+        self.recorder.as_ref().map(Recorder::flusher)
     }
 
     fn send(&mut self, message: RecordMessage) {
@@ -77,6 +94,36 @@ impl Recording {
         });
     }
 
+    /// Goes on with the file of the process before, if it is known.
+    fn resume(
+        &mut self,
+        session: SessionId,
+        label: Option<String>,
+        segment: u64,
+        header: Header,
+        step: u64,
+    ) {
+        let Some(path) = self.files.remove(&session) else {
+            return self.start(session, label, segment, header);
+        };
+        self.runs.insert(session, Run { segment, step });
+        let label = label.unwrap_or_else(|| format!("session-{}", session.0));
+        self.send(RecordMessage::Resume {
+            key: session.0,
+            path,
+            label,
+            header,
+            step,
+        });
+    }
+
+    fn stop(&mut self, session: SessionId, step: Option<u64>) {
+        if self.runs.remove(&session).is_some() {
+            let key = session.0;
+            self.send(RecordMessage::Close { key, step });
+        }
+    }
+
     fn header(&self, method: &Method, seed: u64, steps_per_frame: u32, system: &System) -> Header {
         let (method, timestep_fs, mut parameters) = describe(method);
         parameters.push(("steps_per_frame".into(), steps_per_frame.to_string()));
@@ -113,6 +160,18 @@ impl RecordSink for Recording {
                 let header = self.header(&method, seed, steps_per_frame, &system);
                 self.start(session, label, segment, header);
             }
+            Record::Resume {
+                step,
+                label,
+                segment,
+                method,
+                seed,
+                steps_per_frame,
+                system,
+            } => {
+                let header = self.header(&method, seed, steps_per_frame, &system);
+                self.resume(session, label, segment, header, step);
+            }
             Record::Frame {
                 step,
                 time_fs,
@@ -136,14 +195,17 @@ impl RecordSink for Recording {
                     self.event(session, step, format!("compute error: {reason}"));
                 }
             }
-            Record::Stop => self.close(session),
+            Record::Stop { step } => self.stop(session, Some(step)),
         }
     }
 
     fn close(&mut self, session: SessionId) {
-        if self.runs.remove(&session).is_some() {
-            self.send(RecordMessage::Close { key: session.0 });
-        }
+        self.stop(session, None);
+    }
+
+    fn take_notices(&mut self) -> Vec<(SessionId, RecordingNotice)> {
+        let notices = self.recorder.as_ref().map(Recorder::take_notices);
+        notices.into_iter().flatten().map(notice_of).collect()
     }
 
     fn finish(&mut self) {
@@ -156,6 +218,23 @@ impl RecordSink for Recording {
             );
         }
     }
+}
+
+/// For viewers, who need not know where on the server the files lie.
+fn notice_of(notice: RecordNotice) -> (SessionId, RecordingNotice) {
+    let name = |path: &Path| {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        name.to_string_lossy().into_owned()
+    };
+    let kind = match notice.kind {
+        RecordNoticeKind::Opened { path } => RecordingNotice::Opened(name(&path)),
+        RecordNoticeKind::Closed { .. } => RecordingNotice::Closed,
+        RecordNoticeKind::Failed { error } => RecordingNotice::Failed(error),
+        RecordNoticeKind::Recovered { frames_dropped } => {
+            RecordingNotice::Recovered(frames_dropped)
+        }
+    };
+    (SessionId(notice.key), kind)
 }
 
 /// Name, time step and parameters of a method.

@@ -90,6 +90,8 @@ struct Sent {
 #[derive(Debug, Default)]
 struct WorkerQueue {
     alive: bool,
+    /// Not alive, but it may be again.
+    suspended: bool,
     shards: VecDeque<Sent>,
 }
 
@@ -127,6 +129,7 @@ impl Scheduler {
             workers: (0..workers)
                 .map(|_| WorkerQueue {
                     alive: true,
+                    suspended: false,
                     shards: VecDeque::new(),
                 })
                 .collect(),
@@ -152,6 +155,17 @@ impl Scheduler {
     /// Workers that are not lost.
     pub fn workers_alive(&self) -> usize {
         self.workers.iter().filter(|w| w.alive).count()
+    }
+
+    /// Workers that are not lost, also those without a device.
+    pub fn workers_left(&self) -> usize {
+        let left = |w: &&WorkerQueue| w.alive || w.suspended;
+        self.workers.iter().filter(left).count()
+    }
+
+    /// Shards that a worker has.
+    pub fn shards_of(&self, worker: usize) -> usize {
+        self.workers.get(worker).map_or(0, |w| w.shards.len())
     }
 
     /// What a job is expected to cost, edges.
@@ -374,6 +388,7 @@ impl Scheduler {
             return Vec::new();
         };
         queue.alive = false;
+        queue.suspended = false;
         let mut given_up = Vec::new();
         for (place, sent) in std::mem::take(&mut queue.shards).into_iter().enumerate() {
             let shard = Arc::unwrap_or_clone(sent.shard);
@@ -400,6 +415,25 @@ impl Scheduler {
             }
         }
         given_up
+    }
+
+    /// A worker cannot compute for the time being: as [`Scheduler::lose_worker`], but it may come
+    /// back.
+    pub fn suspend_worker(&mut self, worker: usize) -> Vec<Job> {
+        let was_there = self.workers.get(worker).is_some_and(|w| w.alive);
+        let given_up = self.lose_worker(worker);
+        if let Some(queue) = self.workers.get_mut(worker) {
+            queue.suspended |= was_there;
+        }
+        given_up
+    }
+
+    /// A suspended worker takes shards again.
+    pub fn restore_worker(&mut self, worker: usize) {
+        if let Some(queue) = self.workers.get_mut(worker).filter(|w| w.suspended) {
+            queue.suspended = false;
+            queue.alive = true;
+        }
     }
 
     /// A shard that could not leave: takes all of its jobs off the worker without blame.

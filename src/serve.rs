@@ -4,39 +4,68 @@
 mod door;
 
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TrySendError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cli::Device;
 use crate::comm::thread::ThreadWorkers;
-use crate::comm::{Outcome, SendError, Shard, WorkerEvent, Workers};
+use crate::comm::{Outcome, SendError, SessionId, Shard, WorkerEvent, Workers};
 use crate::config::{ModelConfig, ServeConfig, host_name};
 use crate::connection::Heartbeat;
-use crate::engine::{Engine, EngineHandle, EngineSettings, Event, NoRecording, RecordSink, events};
+use crate::engine::{
+    Ending, Engine, EngineHandle, EngineSettings, Event, NoRecording, NoStore, RecordSink,
+    RecordingNotice, StateStore, events,
+};
 use crate::metrics::Metrics;
 use crate::placement::{self, Place, Seat, Wanted};
 use crate::potential::Potential;
 use crate::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
 use crate::recording::Recording;
+use crate::resume::{ComputedBy, StateDirectory};
 use crate::server::{
     EngineSender, FromViewer, Health, HealthStatus, Phase, RankStatus, RunningServer,
-    ServerSettings,
+    ServerSettings, StopReason,
 };
-use crate::session::SessionSettings;
-use crate::trajectory::{Provenance, Recorder, RecorderSettings};
-use crate::worker::thread_body;
+use crate::session::{Session, SessionSettings};
+use crate::system::System;
+use crate::trajectory::{Provenance, Recorder, RecorderSettings, repair_directory};
+use crate::worker::{PotentialSource, reviving_thread_body};
 use door::{Directions, Door};
 
 /// How long a worker rank survives a signal without being dismissed by rank 0.
 #[cfg(feature = "mpi")]
-const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How a server has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// As it was told.
+    Done,
+    /// As it was told, with states to go on from.
+    Resumable,
+    /// By a fault that a new start may mend.
+    Fault,
+}
+
+impl Exit {
+    /// Exit code of the process: 75 is EX_TEMPFAIL of sysexits.h ("try again later"), 70 is
+    /// EX_SOFTWARE.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Done => 0,
+            Exit::Resumable => 75,
+            Exit::Fault => 70,
+        }
+    }
+}
 
 /// Serves until a signal, or computes until rank 0 dismisses this rank.
 ///
 /// # Errors
 /// Whatever prevents a start, in words for the user; empty where another rank says it.
-pub fn run(config: &ServeConfig) -> Result<(), String> {
+pub fn run(config: &ServeConfig) -> Result<Exit, String> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(config.model.threads)
         .thread_name(|k| format!("compute-{k}"))
@@ -52,7 +81,7 @@ pub fn run(config: &ServeConfig) -> Result<(), String> {
 }
 
 /// One process: a worker thread takes the place of the ranks.
-fn alone(config: &ServeConfig) -> Result<(), String> {
+fn alone(config: &ServeConfig) -> Result<Exit, String> {
     let place = place_of(
         0,
         vec![Seat {
@@ -65,9 +94,10 @@ fn alone(config: &ServeConfig) -> Result<(), String> {
     )?;
     let checkpoint = open(&config.model)?;
     let front = Front::open(config, &checkpoint, 0)?;
-    let started = potential(&config.model, &checkpoint).and_then(|potential| {
+    let started = source(config, &checkpoint, 0).and_then(|source| {
+        let potential = (source.create)()?;
         log_worker(&config.model);
-        let body = thread_body(potential, config.max_edges);
+        let body = reviving_thread_body(potential, source, config.max_edges);
         let device = device_of(&place);
         ThreadWorkers::start(vec![device.clone()], front.engine.waker(), body)
             .map(|workers| (workers, device))
@@ -112,9 +142,38 @@ fn device_of(place: &Place) -> String {
     }
 }
 
+/// Makes the potential of a worker, now and after each failure of its device.
+fn source(
+    config: &ServeConfig,
+    checkpoint: &Arc<Checkpoint>,
+    worker: usize,
+) -> Result<PotentialSource, String> {
+    let (model, checkpoint) = (config.model.clone(), checkpoint.clone());
+    let probe = System {
+        numbers: vec![1, 1],
+        positions: vec![[0.0; 3], [0.0, 0.0, 0.74]],
+        spin: 1,
+        task: default_task(model.task.as_deref(), &checkpoint)?,
+        ..System::default()
+    };
+    let fault = config.fault.clone().filter(|fault| fault.worker == worker);
+    let passes = Arc::default();
+    let create = move || {
+        let potential = potential(&model, &checkpoint)?;
+        Ok(match &fault {
+            Some(fault) => fault.put_into(potential, &passes),
+            None => potential,
+        })
+    };
+    Ok(PotentialSource {
+        create: Box::new(create),
+        probe,
+    })
+}
+
 /// The ranks of an MPI job; one rank alone serves as if there were no MPI.
 #[cfg(feature = "mpi")]
-fn ranks(config: &ServeConfig) -> Result<(), String> {
+fn ranks(config: &ServeConfig) -> Result<Exit, String> {
     use crate::comm::mpi as cluster;
     use cluster::{Identity, Ranks};
 
@@ -168,31 +227,35 @@ fn ranks(config: &ServeConfig) -> Result<(), String> {
             device: identity.device.clone(),
             alive: true,
         });
-        return front.serve(config, status.collect(), ranks.workers(&identities));
+        let workers = ranks.workers(&identities, config.rank_timeout);
+        let exit = front.serve(config, status.collect(), workers)?;
+        if exit == Exit::Fault || ranks.is_stuck() {
+            // The others cannot be asked to leave.
+            ranks.abort(exit.code().into());
+        }
+        return Ok(exit);
     }
     let prepared = crate::server::outlive_signals(GRACE)
         .map_err(|error| format!("cannot watch for signals: {error}"))
         .and_then(|()| open(&config.model))
         .and_then(|checkpoint| {
-            Ok((
-                potential(&config.model, &checkpoint)?,
-                identity(&checkpoint),
-            ))
+            let source = source(config, &checkpoint, rank - 1)?;
+            let potential = (source.create)()?;
+            Ok(((potential, source), identity(&checkpoint)))
         });
-    let (potential, mine) = match prepared {
-        Ok((potential, mine)) => (Some(potential), Ok(mine)),
+    let (worker, mine) = match prepared {
+        Ok((worker, mine)) => (Some(worker), Ok(mine)),
         Err(reason) => (None, Err(reason)),
     };
     // Rank 0 prints what is wrong.
     ranks.agree(mine).map_err(|_| String::new())?;
-    let Some(potential) = potential else {
+    let Some((potential, source)) = worker else {
         return Err(String::new());
     };
     log_worker(&config.model);
-    let mut link = ranks.link();
-    crate::worker::serve(&mut link, &*potential, config.max_edges);
-    link.leave("dismissed");
-    Ok(())
+    let link = ranks.link(config.rank_timeout);
+    link.run(|link| crate::worker::serve_reviving(link, potential, &source, config.max_edges));
+    Ok(Exit::Done)
 }
 
 /// Version and content of this program: ranks have to run the same.
@@ -286,6 +349,9 @@ struct Front {
     engine: EngineHandle,
     heard: Receiver<Event>,
     recorder: Option<Recording>,
+    store: Box<dyn StateStore>,
+    /// Sessions of an earlier process.
+    restored: Vec<Session>,
     session: Arc<SessionSettings>,
     model: String,
     health: Arc<Health>,
@@ -305,7 +371,18 @@ impl Front {
         let door = Door::open(&config.door)?;
         let metrics = Arc::new(Metrics::default());
         metrics.restarts.set(config.door.restarts as i64);
-        let recorder = match &config.record {
+        let directory = config.resume.as_deref().map(StateDirectory::open);
+        let directory = directory
+            .transpose()
+            .map_err(|e| format!("--resume: {e}"))?;
+        // A state names its recording; the next server may be started elsewhere.
+        let record = config
+            .record
+            .as_deref()
+            .map(std::path::absolute)
+            .transpose();
+        let record = record.map_err(|error| format!("--record: {error}"))?;
+        let mut recorder = match &record {
             None => None,
             Some(directory) => {
                 let recorder = Recorder::start(RecorderSettings::new(directory))
@@ -336,9 +413,28 @@ impl Front {
                 .unwrap_or(u8::MAX),
             can_record: recorder.is_some(),
             record_by_default: recorder.is_some(),
+            reconnect: config.reconnect,
             seed: config.seed,
             ..SessionSettings::default()
         });
+        let mut restored = Restored::default();
+        let store: Box<dyn StateStore> = match directory {
+            None => Box::new(NoStore),
+            Some(directory) => {
+                let computed_by = computed_by(config, checkpoint);
+                restored = restore(&directory, &computed_by, &session, record.as_deref())?;
+                if let (Some(recorder), Some(record)) = (&mut recorder, &record) {
+                    mend(record, &restored.files);
+                    recorder.continue_files(restored.files.clone());
+                }
+                let flusher = recorder.as_ref().and_then(Recording::flusher);
+                let files = restored.files.clone();
+                let store = directory
+                    .store(config.checkpoint_interval, computed_by, flusher, files)
+                    .map_err(|error| format!("--resume: no thread for the states: {error}"))?;
+                Box::new(store)
+            }
+        };
         let model = checkpoint.config.name.clone();
         let status = HealthStatus {
             model: model.clone(),
@@ -366,20 +462,30 @@ impl Front {
             handshake_timeout: config.door.handshake_timeout,
             idle_timeout: config.door.idle_timeout,
             max_message_bytes: config.max_message_bytes,
+            last_session: restored
+                .sessions
+                .iter()
+                .map(|s| s.id().0)
+                .max()
+                .unwrap_or(0),
             max_undigested_bytes: 2 * config.max_message_bytes,
             ..ServerSettings::default()
         };
         let directions = door.directions(config);
         let (engine, heard) = events();
-        let stop = engine.clone();
+        let (stop, draining) = (engine.clone(), health.clone());
         let server = RunningServer::start(
             door.listeners,
             door.tls,
             Arc::new(engine.clone()),
             health.clone(),
             settings,
-            move || {
-                stop.tell(Event::ShutDown);
+            move |reason| {
+                draining.update(|status| status.phase = Phase::Draining);
+                stop.tell(match reason {
+                    StopReason::Draining => Event::Drain,
+                    StopReason::Interrupted | StopReason::Failed => Event::ShutDown,
+                });
             },
         )
         .map_err(|error| format!("cannot start the server: {error}"))?;
@@ -404,6 +510,8 @@ impl Front {
             engine,
             heard,
             recorder,
+            store,
+            restored: restored.sessions,
             session,
             model,
             health,
@@ -414,7 +522,7 @@ impl Front {
     }
 
     /// Gives up before the first session: says so to those who ask, and ends.
-    fn fail(self, reason: String) -> Result<(), String> {
+    fn fail(self, reason: String) -> Result<Exit, String> {
         self.health
             .update(|status| status.error = Some(reason.clone()));
         drop(self.heartbeat);
@@ -429,7 +537,7 @@ impl Front {
         config: &ServeConfig,
         ranks: Vec<RankStatus>,
         workers: impl Workers,
-    ) -> Result<(), String> {
+    ) -> Result<Exit, String> {
         let count = workers.devices().len();
         // A worker of this process is rank 0, of several ranks the first is the front.
         let first_rank = ranks.len() - count;
@@ -448,6 +556,8 @@ impl Front {
             max_sessions: config.max_sessions,
             edge_budget: config.edge_budget,
             metrics: metrics.clone(),
+            shard_timeout: config.shard_timeout,
+            restartable: config.resume.is_some(),
             ..EngineSettings::default()
         };
         print_start(
@@ -469,12 +579,102 @@ impl Front {
             Some(recorder) => Box::new(recorder),
             None => Box::new(NoRecording),
         };
-        Engine::new(settings, self.heard, workers, recorder).run();
-        self.health.update(|status| status.phase = Phase::Stopped);
+        let mut engine = Engine::with_store(settings, self.heard, workers, recorder, self.store);
+        engine.adopt(self.restored);
+        let ending = engine.run();
+        self.health.update(|status| match &ending {
+            Ending::Failed(reason) => status.error = Some(reason.clone()),
+            Ending::Drained | Ending::Stopped => status.phase = Phase::Stopped,
+        });
         drop(self.heartbeat);
         self.server
             .stop()
-            .map_err(|error| format!("the server has failed: {error}"))
+            .map_err(|error| format!("the server has failed: {error}"))?;
+        Ok(match ending {
+            Ending::Failed(_) => Exit::Fault,
+            Ending::Drained if config.resume.is_some() => Exit::Resumable,
+            Ending::Drained | Ending::Stopped => Exit::Done,
+        })
+    }
+}
+
+/// Sessions of an earlier process, and the files that they were recorded to.
+#[derive(Default)]
+struct Restored {
+    sessions: Vec<Session>,
+    files: Vec<(SessionId, PathBuf)>,
+}
+
+/// Reads the sessions back. What cannot be used is named, put aside, and does not keep the others
+/// from going on.
+fn restore(
+    directory: &StateDirectory,
+    computed_by: &ComputedBy,
+    settings: &Arc<SessionSettings>,
+    record: Option<&Path>,
+) -> Result<Restored, String> {
+    let (found, mut refused) = directory.read().map_err(|e| format!("--resume: {e}"))?;
+    let mut restored = Restored::default();
+    for saved in found {
+        let ComputedBy { checkpoint, .. } = &saved.computed_by;
+        if *checkpoint != computed_by.checkpoint {
+            let reason = format!("its checkpoint is {checkpoint:.16}, not the one served here");
+            refused.push(directory.refuse(saved.session, reason));
+            continue;
+        }
+        if saved.computed_by != *computed_by {
+            tracing::warn!(
+                session = saved.session.0,
+                before = ?saved.computed_by,
+                "another device or precision: it goes on, but not with the same numbers"
+            );
+        }
+        match Session::restore(&saved.state, settings.clone(), Instant::now()) {
+            Ok(session) if session.id() == saved.session => {
+                let file = saved.recording.and_then(|path| found_again(path, record));
+                restored.files.extend(file.map(|path| (session.id(), path)));
+                restored.sessions.push(session);
+            }
+            Ok(_) => refused.push(directory.refuse(saved.session, "of another session")),
+            Err(error) => refused.push(directory.refuse(saved.session, error)),
+        }
+    }
+    for refused in &refused {
+        tracing::error!("session not resumed: {refused}");
+    }
+    let (sessions, refused) = (restored.sessions.len(), refused.len());
+    tracing::info!(sessions, refused, "sessions resumed");
+    Ok(restored)
+}
+
+/// A recording, also if its directory was moved as a whole.
+fn found_again(path: PathBuf, record: Option<&Path>) -> Option<PathBuf> {
+    let moved = record?.join(path.file_name()?);
+    Some(if moved.exists() { moved } else { path })
+}
+
+/// Mends the recordings that a killed server has left behind, also those of sessions that nobody
+/// can resume.
+fn mend(directory: &Path, files: &[(SessionId, PathBuf)]) {
+    let wanted: Vec<PathBuf> = files.iter().map(|(_, path)| path.clone()).collect();
+    match repair_directory(directory, &wanted) {
+        Ok((mended, failed)) => {
+            if mended > 0 {
+                tracing::info!(mended, "recordings mended");
+            }
+            for error in failed {
+                tracing::error!(%error, "recording not mended");
+            }
+        }
+        Err(error) => tracing::error!(%error, "recordings not mended"),
+    }
+}
+
+fn computed_by(config: &ServeConfig, checkpoint: &Checkpoint) -> ComputedBy {
+    ComputedBy {
+        checkpoint: checkpoint.digest.to_string(),
+        precision: Precision::from(config.model.precision).to_string(),
+        device: device_name(&config.model).into(),
     }
 }
 
@@ -556,7 +756,7 @@ impl EngineSender for EngineHandle {
         match self.tell(event) {
             true => Ok(()),
             false => Err(TrySendError::Disconnected(FromViewer::Disconnected {
-                id: crate::comm::SessionId(0),
+                id: SessionId(0),
                 place: crate::session::Ticket::default(),
             })),
         }
@@ -564,16 +764,20 @@ impl EngineSender for EngineHandle {
 }
 
 impl RecordSink for Box<dyn RecordSink> {
-    fn record(&mut self, session: crate::comm::SessionId, record: crate::session::Record) {
+    fn record(&mut self, session: SessionId, record: crate::session::Record) {
         (**self).record(session, record);
     }
 
-    fn close(&mut self, session: crate::comm::SessionId) {
+    fn close(&mut self, session: SessionId) {
         (**self).close(session);
     }
 
     fn finish(&mut self) {
         (**self).finish();
+    }
+
+    fn take_notices(&mut self) -> Vec<(SessionId, RecordingNotice)> {
+        (**self).take_notices()
     }
 }
 
@@ -628,6 +832,21 @@ impl<W: Workers> Observed<W> {
         in_hand.last_done = Some(now);
     }
 
+    /// The device of a worker has failed, or works again.
+    fn fit(&mut self, worker: usize, fit: bool) {
+        self.in_hand[worker].shards.clear();
+        let (left, rank) = (self.left, self.first_rank + worker);
+        self.health.update(|status| {
+            status.workers = match fit {
+                true => (status.workers + 1).min(left),
+                false => status.workers.saturating_sub(1),
+            };
+            if let Some(rank) = status.ranks.get_mut(rank) {
+                rank.alive = fit;
+            }
+        });
+    }
+
     fn lost(&mut self, worker: usize) {
         self.in_hand[worker].shards.clear();
         self.left = self.left.saturating_sub(1);
@@ -668,6 +887,9 @@ impl<W: Workers> Workers for Observed<W> {
                 shard,
                 outcomes,
             } => self.done(*worker, *shard, outcomes),
+            WorkerEvent::Hung { .. } => {}
+            WorkerEvent::Unfit { worker, .. } => self.fit(*worker, false),
+            WorkerEvent::Fit { worker, .. } => self.fit(*worker, true),
             WorkerEvent::Lost { worker, .. } => self.lost(*worker),
         }
         Some(event)
@@ -675,6 +897,10 @@ impl<W: Workers> Workers for Observed<W> {
 
     fn wakes_engine(&self) -> bool {
         self.workers.wakes_engine()
+    }
+
+    fn dismiss(&mut self) {
+        self.workers.dismiss();
     }
 
     fn shut_down(&mut self) {

@@ -84,12 +84,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "engine",
         ],
     ),
+    ("resume", &["comm", "engine", "trajectory"]),
     ("cli", &[]),
     (
         "config",
-        &["units", "system", "dynamics", "session", "cli", "server"],
+        &[
+            "units", "system", "dynamics", "session", "worker", "cli", "server",
+        ],
     ),
     ("connect", &["connection", "server", "cli", "config"]),
+    ("supervise", &["cli"]),
     // Puts everything together; only main.rs stands above it.
     (
         "serve",
@@ -106,6 +110,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "engine",
             "server",
             "recording",
+            "resume",
             "cli",
             "config",
             "metrics",

@@ -59,6 +59,7 @@ fn rank() {
     };
     let ranks = Ranks::join().unwrap();
     let number = ranks.rank();
+    let timeout = Duration::from_secs(60);
     let mine = match (role.as_str(), number) {
         ("broken", 1) => Err("cannot read the checkpoint".to_owned()),
         _ => Ok(Identity {
@@ -85,24 +86,24 @@ fn rank() {
         }
     };
     if number > 0 {
-        let mut link = ranks.link();
         let potential = LennardJones::default();
-        if (role.as_str(), number) == ("gives-up", 1) {
+        ranks.link(timeout).run(|link| {
+            if (role.as_str(), number) != ("gives-up", 1) {
+                worker::serve(link, &potential, MAX_EDGES);
+                return None;
+            }
             for _ in 0..4 {
                 if let Some(shard) = link.take() {
                     link.answer(shard.id, worker::run(&shard, &potential, MAX_EDGES));
                 }
             }
             link.take();
-            link.leave("out of order");
-        } else {
-            worker::serve(&mut link, &potential, MAX_EDGES);
-            link.leave("dismissed");
-        }
+            Some("out of order".into())
+        });
         return;
     }
     let (engine, heard) = events();
-    let workers = ranks.workers(&identities);
+    let workers = ranks.workers(&identities, timeout);
     assert_eq!(identities.len(), ranks.size());
     match role.as_str() {
         "idle" => while_serving(engine, |engine| {

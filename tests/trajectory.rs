@@ -317,7 +317,7 @@ fn a_taken_name_gets_a_number_and_nothing_is_overwritten() {
         let frame = frame(atoms, 0, [[0.0; 3]; 3], false);
         send(&recorder, RecordMessage::Frame { key: 1, frame });
     }
-    send(&recorder, RecordMessage::Close { key: 1 });
+    send(&recorder, RecordMessage::Close { key: 1, step: None });
     wait_until("both files closed", || {
         recorder.status().frames_written == 2
     });
@@ -394,7 +394,7 @@ fn a_run_without_frames_leaves_no_file() {
     }
     let frame = frame(3, 0, [[0.0; 3]; 3], false);
     send(&recorder, RecordMessage::Frame { key: 2, frame });
-    send(&recorder, RecordMessage::Close { key: 1 });
+    send(&recorder, RecordMessage::Close { key: 1, step: None });
     recorder.finish();
     let left: Vec<String> = std::fs::read_dir(directory.path())
         .expect("directory")

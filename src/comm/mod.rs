@@ -81,6 +81,26 @@ pub enum WorkerEvent {
         /// Why, in words for the log.
         reason: String,
     },
+    /// A worker does not answer any more, and nobody can say whether it ever will.
+    Hung {
+        /// Which worker.
+        worker: usize,
+        /// What is known, in words for the log.
+        reason: String,
+    },
+    /// The device of a worker has failed. Nothing that it had in hand will come back, but the
+    /// worker tries to get its device going again.
+    Unfit {
+        /// Which worker.
+        worker: usize,
+        /// Why, in words for the log.
+        reason: String,
+    },
+    /// A worker that was unfit takes shards again.
+    Fit {
+        /// Which worker.
+        worker: usize,
+    },
 }
 
 /// Why a shard did not leave.
@@ -119,7 +139,10 @@ pub trait Workers {
     /// are out.
     fn wakes_engine(&self) -> bool;
 
-    /// Tells every worker to leave when it has finished what it has in hand, and waits for them.
+    /// Tells every worker to leave when it has finished what it has in hand, and does not wait.
+    fn dismiss(&mut self) {}
+
+    /// The same, and waits for them.
     fn shut_down(&mut self);
 }
 
@@ -130,4 +153,10 @@ pub trait Link {
 
     /// Sends the outcomes of a shard back.
     fn answer(&mut self, shard: u64, outcomes: Vec<Outcome>);
+
+    /// Says that the device has failed and that nothing in hand will be answered.
+    fn tell_unfit(&mut self, reason: &str);
+
+    /// Says that the device works again.
+    fn tell_fit(&mut self);
 }

@@ -9,10 +9,18 @@
 //! all ranks go on or all leave, and none waits for another.
 //!
 //! The loss of a rank's process ends the whole job under MPI without fault tolerance; a rank
-//! that gives up by itself ([`MpiLink::leave`]) does not.
+//! that gives up by itself does not. A rank that is there but does not move any more is noticed by
+//! heart-beats, which go both ways: rank 0 tells the engine ([`WorkerEvent::Hung`]), a worker that
+//! does not hear rank 0 ends the job.
+//!
+//! A worker rank therefore computes on another thread than the main one, which goes on talking to
+//! rank 0 meanwhile ([`MpiLink::run`]).
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use mpi::environment::Universe;
@@ -24,6 +32,7 @@ use mpi::{Tag, Threading};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::thread::panic_message;
 use super::{Link, Outcome, SendError, Shard, WorkerEvent, Workers, wire};
 
 /// Rank to 0: an [`Identity`], or why the rank cannot work.
@@ -39,14 +48,26 @@ const LEAVE: Tag = 5;
 /// Rank to 0: the last message, a reason in UTF-8.
 const LEFT: Tag = 6;
 
+/// Both ways: still there. Empty.
+const HEARTBEAT: Tag = 7;
+/// Rank to 0: the device has failed, a reason in UTF-8.
+const UNFIT: Tag = 8;
+/// Rank to 0: the device works again. Empty.
+const FIT: Tag = 9;
+
+/// Time between two heart-beats.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// Exit code of a job that has to be started again.
+pub const FAULT_EXIT_CODE: i32 = 70;
 /// Both ways: what all ranks tell each other.
-const TABLE: Tag = 7;
+const TABLE: Tag = 10;
 
 /// Longest message: MPI counts in `int`.
 const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
 
 /// How long [`Workers::shut_down`] waits for a step in progress.
-const GRACE: Duration = Duration::from_secs(20);
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What a rank is. Build and checkpoint have to be the same everywhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,15 +85,17 @@ pub struct Identity {
 /// This process as a rank of the job.
 pub struct Ranks {
     world: SimpleCommunicator,
+    /// Whether ranks have not left in time.
+    stuck: Cell<bool>,
     // Dropped after `world`: finalizes MPI.
     _universe: Universe,
 }
 
 impl Drop for Ranks {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            // Finalizing would wait for ranks that wait for this one.
-            self.world.abort(1);
+        if std::thread::panicking() || self.stuck.get() {
+            // Finalizing would wait for ranks that wait for this one, or for ever.
+            self.abort(FAULT_EXIT_CODE);
         }
     }
 }
@@ -92,6 +115,7 @@ impl Ranks {
             ));
         }
         Ok(Ranks {
+            stuck: Cell::new(false),
             world: universe.world(),
             _universe: universe,
         })
@@ -185,8 +209,19 @@ impl Ranks {
         }
     }
 
-    /// Rank 0's end: ranks 1.. as workers, described by what [`Ranks::agree`] has returned.
-    pub fn workers(&self, identities: &[Identity]) -> MpiWorkers<'_> {
+    /// Ends all ranks at once with this exit code.
+    pub fn abort(&self, code: i32) -> ! {
+        self.world.abort(code)
+    }
+
+    /// Whether ranks were told to leave and have not: only [`Ranks::abort`] ends the job then.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.get()
+    }
+
+    /// Rank 0's end: ranks 1.. as workers, described by what [`Ranks::agree`] has returned. One
+    /// from which nothing has been heard for `timeout` counts as hung.
+    pub fn workers(&self, identities: &[Identity], timeout: Duration) -> MpiWorkers<'_> {
         let devices: Vec<String> = identities
             .iter()
             .skip(1)
@@ -197,14 +232,24 @@ impl Ranks {
             told: vec![false; devices.len()],
             devices,
             world: &self.world,
+            stuck: &self.stuck,
             sends: VecDeque::new(),
+            pulses: identities
+                .iter()
+                .skip(1)
+                .map(|_| Pulse::new(timeout))
+                .collect(),
+            dismissed: false,
         }
     }
 
-    /// A worker's end, for ranks 1.. .
-    pub fn link(&self) -> MpiLink<'_> {
+    /// A worker's end, for ranks 1.. . If nothing has been heard of rank 0 for `timeout`, the
+    /// whole job ends.
+    pub fn link(&self, timeout: Duration) -> MpiLink<'_> {
         MpiLink {
             world: &self.world,
+            sends: VecDeque::new(),
+            pulse: Pulse::new(timeout),
             dismissed: false,
         }
     }
@@ -256,6 +301,50 @@ fn compare(all: Vec<Result<Identity, String>>) -> Result<Vec<Identity>, String> 
     Err(table)
 }
 
+/// What is known of the life at the other end.
+struct Pulse {
+    timeout: Duration,
+    heard: Instant,
+    /// When this end has last looked: one that was stopped itself has heard nothing either.
+    looked: Instant,
+    next_beat: Instant,
+}
+
+impl Pulse {
+    fn new(timeout: Duration) -> Self {
+        let now = Instant::now();
+        Pulse {
+            timeout,
+            heard: now,
+            looked: now,
+            next_beat: now,
+        }
+    }
+
+    fn hear(&mut self) {
+        self.heard = Instant::now();
+    }
+
+    /// Whether a heart-beat is due, which is then counted as sent.
+    fn beats(&mut self, now: Instant) -> bool {
+        let due = now >= self.next_beat;
+        if due {
+            self.next_beat = now + BEAT.min(self.timeout / 4);
+        }
+        due
+    }
+
+    /// How long nothing has been heard, if that is too long.
+    fn silent(&mut self, now: Instant) -> Option<Duration> {
+        if now.saturating_duration_since(self.looked) > self.timeout / 2 {
+            self.heard = now;
+        }
+        self.looked = now;
+        let silence = now.saturating_duration_since(self.heard);
+        (silence > self.timeout).then_some(silence)
+    }
+}
+
 /// Sleeps longer the longer it has waited: about a hundredth of that time.
 struct Patience {
     since: Instant,
@@ -276,8 +365,12 @@ impl Patience {
         if waited < Self::SHORTEST {
             std::thread::yield_now();
         } else {
-            std::thread::sleep((waited / 100).clamp(Self::SHORTEST, Self::LONGEST));
+            std::thread::sleep(self.pause());
         }
+    }
+
+    fn pause(&self) -> Duration {
+        (self.since.elapsed() / 100).clamp(Self::SHORTEST, Self::LONGEST)
     }
 }
 
@@ -335,15 +428,46 @@ impl Drop for PendingSend {
 /// Rank 0's end.
 pub struct MpiWorkers<'a> {
     world: &'a SimpleCommunicator,
+    stuck: &'a Cell<bool>,
     devices: Vec<String>,
     /// Why a worker is gone.
     lost: Vec<Option<String>>,
     /// Whether its loss has been told.
     told: Vec<bool>,
     sends: VecDeque<PendingSend>,
+    /// One per worker.
+    pulses: Vec<Pulse>,
+    /// Whether the workers have been told to leave.
+    dismissed: bool,
 }
 
 impl MpiWorkers<'_> {
+    /// Sends heart-beats that are due; a worker that has fallen silent.
+    fn feel_pulses(&mut self) -> Option<WorkerEvent> {
+        let now = Instant::now();
+        let mut hung = None;
+        for worker in 0..self.pulses.len() {
+            if self.lost[worker].is_some() || self.dismissed {
+                continue;
+            }
+            if self.pulses[worker].beats(now) {
+                self.push(worker, Vec::new(), HEARTBEAT);
+            }
+            if let Some(silence) = self.pulses[worker].silent(now)
+                && hung.is_none()
+            {
+                let rank = worker + 1;
+                let seconds = silence.as_secs_f64();
+                let reason = format!("rank {rank} has been silent for {seconds:.1} s");
+                // Told once; it is given no more shards.
+                self.lost[worker] = Some(reason.clone());
+                self.told[worker] = true;
+                hung = Some(WorkerEvent::Hung { worker, reason });
+            }
+        }
+        hung
+    }
+
     fn push(&mut self, worker: usize, bytes: Vec<u8>, tag: Tag) {
         let process = self.world.process_at_rank(worker as i32 + 1);
         self.sends
@@ -360,7 +484,14 @@ impl MpiWorkers<'_> {
 
     fn read(&mut self, bytes: &[u8], status: Status) -> Option<WorkerEvent> {
         let worker = usize::try_from(status.source_rank() - 1).ok()?;
+        self.pulses.get_mut(worker)?.hear();
         match status.tag() {
+            HEARTBEAT => None,
+            UNFIT => Some(WorkerEvent::Unfit {
+                worker,
+                reason: String::from_utf8_lossy(bytes).into_owned(),
+            }),
+            FIT => Some(WorkerEvent::Fit { worker }),
             OUTCOMES if self.lost[worker].is_some() => None,
             OUTCOMES => match wire::decode_outcomes(bytes) {
                 Ok((shard, outcomes)) => Some(WorkerEvent::Done {
@@ -408,18 +539,25 @@ impl Workers for MpiWorkers<'_> {
                 return event;
             }
         }
-        None
+        self.feel_pulses()
     }
 
     fn wakes_engine(&self) -> bool {
         false
     }
 
-    fn shut_down(&mut self) {
+    fn dismiss(&mut self) {
+        if std::mem::replace(&mut self.dismissed, true) {
+            return;
+        }
         for worker in 0..self.devices.len() {
             // Also to those that have given up: they wait for it.
             self.push(worker, Vec::new(), LEAVE);
         }
+    }
+
+    fn shut_down(&mut self) {
+        self.dismiss();
         let deadline = Instant::now() + GRACE;
         let mut patience = Patience::new();
         while self.lost.iter().any(Option::is_none) || !self.sends.is_empty() {
@@ -432,35 +570,168 @@ impl Workers for MpiWorkers<'_> {
                     .map(|worker| worker + 1)
                     .collect();
                 tracing::error!(ranks = ?missing, "ranks that do not leave; ending the job");
-                self.world.abort(1);
+                self.stuck.set(true);
+                return;
             }
         }
     }
 }
 
-/// A worker rank's end.
+/// A worker rank's end: the main thread talks to rank 0, another one computes.
 pub struct MpiLink<'a> {
     world: &'a SimpleCommunicator,
+    sends: VecDeque<PendingSend>,
+    pulse: Pulse,
     /// Whether rank 0 has said that no more shards follow.
     dismissed: bool,
 }
 
+/// What the computing thread has to say.
+enum Said {
+    Answer(u64, Vec<Outcome>),
+    Unfit(String),
+    Fit,
+}
+
+/// The computing thread's end.
+pub struct RankLink {
+    shards: Receiver<Arc<Shard>>,
+    said: Sender<Said>,
+}
+
+impl Link for RankLink {
+    fn take(&mut self) -> Option<Arc<Shard>> {
+        self.shards.recv().ok()
+    }
+
+    fn answer(&mut self, shard: u64, outcomes: Vec<Outcome>) {
+        // The main thread outlives this one.
+        let _ = self.said.send(Said::Answer(shard, outcomes));
+    }
+
+    fn tell_unfit(&mut self, reason: &str) {
+        let _ = self.said.send(Said::Unfit(reason.to_owned()));
+    }
+
+    fn tell_fit(&mut self) {
+        let _ = self.said.send(Said::Fit);
+    }
+}
+
 impl MpiLink<'_> {
-    /// The last word of a worker, when it has no more shards or gives up: tells rank 0 that it
-    /// takes none any more, and why, and waits until rank 0 sends none.
-    pub fn leave(mut self, reason: &str) {
-        self.send(reason.as_bytes(), LEFT);
+    /// Runs `body`, the life of a worker, on a thread of its own until it ends or rank 0 says that
+    /// no more shards follow; tells rank 0 why (`body` answers the reason, `None` for a dismissal),
+    /// and returns when rank 0 has let this rank go. A panic of `body` is a reason, too.
+    pub fn run(mut self, body: impl FnOnce(&mut RankLink) -> Option<String> + Send) {
+        std::thread::scope(|scope| {
+            let (shard_sender, shards) = channel();
+            let (said_sender, said) = channel();
+            let mut link = RankLink {
+                shards,
+                said: said_sender,
+            };
+            let thread = std::thread::Builder::new()
+                .name("worker".into())
+                .spawn_scoped(scope, move || {
+                    match catch_unwind(AssertUnwindSafe(|| body(&mut link))) {
+                        Ok(reason) => reason.unwrap_or_else(|| "dismissed".into()),
+                        Err(panic) => format!("panic: {}", panic_message(&*panic)),
+                    }
+                });
+            let thread = match thread {
+                Ok(thread) => thread,
+                Err(error) => return self.leave(&format!("no thread to compute on: {error}")),
+            };
+            let mut shard_sender = Some(shard_sender);
+            let mut patience = Patience::new();
+            loop {
+                self.keep_in_touch();
+                if self.told_to_leave() {
+                    shard_sender = None; // it ends after the shard in hand
+                }
+                if let Some(message) = self.probe(SHARD) {
+                    patience = Patience::new();
+                    let (bytes, _) = receive(message);
+                    match wire::decode_shard(&bytes) {
+                        // A thread that has given up takes no more; rank 0 hears of it below.
+                        Ok(shard) => {
+                            if let Some(sender) = &shard_sender {
+                                let _ = sender.send(Arc::new(shard));
+                            }
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "unreadable shard");
+                            shard_sender = None;
+                        }
+                    }
+                }
+                match said.recv_timeout(patience.pause()) {
+                    Ok(said) => {
+                        patience = Patience::new();
+                        self.pass_on(said);
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            let reason = thread
+                .join()
+                .unwrap_or_else(|_| "its thread is gone".into());
+            self.leave(&reason);
+        });
+    }
+
+    fn pass_on(&mut self, said: Said) {
+        match said {
+            Said::Answer(shard, outcomes) => {
+                let bytes = encode_answer(shard, outcomes);
+                self.send(bytes, OUTCOMES);
+            }
+            Said::Unfit(reason) => self.send(reason.into_bytes(), UNFIT),
+            Said::Fit => self.send(Vec::new(), FIT),
+        }
+    }
+
+    /// Heart-beats in both directions. Without those of rank 0 the job cannot go on.
+    fn keep_in_touch(&mut self) {
+        self.sends.retain_mut(|send| !send.is_complete());
+        while let Some(message) = self.probe(HEARTBEAT) {
+            drop(receive(message));
+            self.pulse.hear();
+        }
+        let now = Instant::now();
+        if self.pulse.beats(now) {
+            self.send(Vec::new(), HEARTBEAT);
+        }
+        if !self.dismissed
+            && let Some(silence) = self.pulse.silent(now)
+        {
+            let seconds = silence.as_secs_f64();
+            tracing::error!("rank 0 has been silent for {seconds:.1} s; ending the job");
+            self.world.abort(FAULT_EXIT_CODE);
+        }
+    }
+
+    /// The last word of a worker: tells rank 0 that it takes no more shards, and why, and waits
+    /// until rank 0 sends none.
+    fn leave(&mut self, reason: &str) {
+        self.send(reason.as_bytes().to_vec(), LEFT);
         let mut patience = Patience::new();
-        while !self.told_to_leave() {
+        while !self.told_to_leave() || !self.sends.is_empty() {
+            self.keep_in_touch();
             self.drop_shards();
             patience.sleep();
         }
     }
 
-    fn told_to_leave(&mut self) -> bool {
+    fn probe(&self, tag: Tag) -> Option<(Message, Status)> {
         let root = self.world.process_at_rank(0);
+        root.immediate_matched_probe_with_tag(tag)
+    }
+
+    fn told_to_leave(&mut self) -> bool {
         if !self.dismissed
-            && let Some(message) = root.immediate_matched_probe_with_tag(LEAVE)
+            && let Some(message) = self.probe(LEAVE)
         {
             drop(receive(message));
             // Messages do not overtake each other: all shards sent before are there.
@@ -471,65 +742,30 @@ impl MpiLink<'_> {
     }
 
     fn drop_shards(&self) {
-        let root = self.world.process_at_rank(0);
-        while let Some(message) = root.immediate_matched_probe_with_tag(SHARD) {
+        while let Some(message) = self.probe(SHARD) {
             drop(receive(message));
         }
     }
 
-    /// Sends without spinning; rank 0 never blocks, so this ends.
-    fn send(&self, bytes: &[u8], tag: Tag) {
+    fn send(&mut self, bytes: Vec<u8>, tag: Tag) {
         let root = self.world.process_at_rank(0);
-        mpi::request::scope(|scope| {
-            let mut request = root.immediate_send_with_tag(scope, bytes, tag);
-            let mut patience = Patience::new();
-            loop {
-                match request.test() {
-                    Ok(_) => return,
-                    Err(pending) => request = pending,
-                }
-                patience.sleep();
-            }
-        });
+        self.sends.push_back(PendingSend::start(&root, bytes, tag));
     }
 }
 
-impl Link for MpiLink<'_> {
-    fn take(&mut self) -> Option<Arc<Shard>> {
-        let root = self.world.process_at_rank(0);
-        let mut patience = Patience::new();
-        loop {
-            if self.told_to_leave() {
-                return None;
-            }
-            let Some(message) = root.immediate_matched_probe_with_tag(SHARD) else {
-                patience.sleep();
-                continue;
-            };
-            let (bytes, _) = receive(message);
-            match wire::decode_shard(&bytes) {
-                Ok(shard) => return Some(Arc::new(shard)),
-                Err(error) => {
-                    tracing::error!(%error, "unreadable shard");
-                    return None;
-                }
-            }
-        }
+/// The outcomes as bytes; as errors if they are too large.
+fn encode_answer(shard: u64, mut outcomes: Vec<Outcome>) -> Vec<u8> {
+    let bytes = wire::encode_outcomes(shard, &outcomes);
+    if bytes.len() <= MAX_MESSAGE_BYTES {
+        return bytes;
     }
-
-    fn answer(&mut self, shard: u64, mut outcomes: Vec<Outcome>) {
-        let mut bytes = wire::encode_outcomes(shard, &outcomes);
-        if bytes.len() > MAX_MESSAGE_BYTES {
-            let reason = format!(
-                "the new state is in a message of {} MiB, the limit is {} MiB",
-                bytes.len() >> 20,
-                MAX_MESSAGE_BYTES >> 20
-            );
-            for outcome in &mut outcomes {
-                outcome.result = Err(reason.clone());
-            }
-            bytes = wire::encode_outcomes(shard, &outcomes);
-        }
-        self.send(&bytes, OUTCOMES);
+    let reason = format!(
+        "the new state is in a message of {} MiB, the limit is {} MiB",
+        bytes.len() >> 20,
+        MAX_MESSAGE_BYTES >> 20
+    );
+    for outcome in &mut outcomes {
+        outcome.result = Err(reason.clone());
     }
+    wire::encode_outcomes(shard, &outcomes)
 }

@@ -160,6 +160,16 @@ impl Link for ThreadLink {
             outcomes,
         });
     }
+
+    fn tell_unfit(&mut self, reason: &str) {
+        let (worker, reason) = (self.worker, reason.to_owned());
+        self.tell(WorkerEvent::Unfit { worker, reason });
+    }
+
+    fn tell_fit(&mut self) {
+        let worker = self.worker;
+        self.tell(WorkerEvent::Fit { worker });
+    }
 }
 
 /// The text of a panic.

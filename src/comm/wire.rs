@@ -155,7 +155,7 @@ fn take_task(input: &mut Reader) -> Result<Task, WireError> {
     }
 }
 
-fn put_method(out: &mut Writer, method: &Method) {
+pub(crate) fn put_method(out: &mut Writer, method: &Method) {
     match *method {
         Method::VelocityVerlet { timestep_fs } => {
             out.word(0);
@@ -186,7 +186,7 @@ fn put_method(out: &mut Writer, method: &Method) {
     }
 }
 
-fn take_method(input: &mut Reader) -> Result<Method, WireError> {
+pub(crate) fn take_method(input: &mut Reader) -> Result<Method, WireError> {
     Ok(match input.word()? {
         0 => Method::VelocityVerlet {
             timestep_fs: input.number()?,
@@ -209,7 +209,7 @@ fn take_method(input: &mut Reader) -> Result<Method, WireError> {
     })
 }
 
-fn put_state(out: &mut Writer, state: &State) {
+pub(crate) fn put_state(out: &mut Writer, state: &State) {
     // Destructured in full: a new field does not compile until it travels.
     let State {
         system,
@@ -233,7 +233,7 @@ fn put_state(out: &mut Writer, state: &State) {
     out.word(*seed);
 }
 
-fn take_state(input: &mut Reader) -> Result<State, WireError> {
+pub(crate) fn take_state(input: &mut Reader) -> Result<State, WireError> {
     Ok(State {
         system: take_system(input)?,
         velocities: input.array()?,
@@ -385,30 +385,46 @@ fn take_history(input: &mut Reader) -> Result<History, WireError> {
     })
 }
 
-fn invalid(what: &'static str, value: u64) -> WireError {
+pub(crate) fn invalid(what: &'static str, value: u64) -> WireError {
     WireError::Invalid { what, value }
 }
 
 /// Appends fields. An array is its length (a word) and its elements.
 #[derive(Default)]
-struct Writer(Vec<u8>);
+pub(crate) struct Writer(pub Vec<u8>);
 
 impl Writer {
-    fn word(&mut self, value: u64) {
+    pub fn word(&mut self, value: u64) {
         self.plain(&value);
     }
 
-    fn number(&mut self, value: f64) {
+    pub fn number(&mut self, value: f64) {
         self.plain(&value);
     }
 
-    fn plain<T: NoUninit>(&mut self, value: &T) {
+    pub fn plain<T: NoUninit>(&mut self, value: &T) {
         self.0.extend_from_slice(bytemuck::bytes_of(value));
     }
 
-    fn array<T: NoUninit>(&mut self, values: &[T]) {
+    pub fn array<T: NoUninit>(&mut self, values: &[T]) {
         self.word(values.len() as u64);
         self.0.extend_from_slice(bytemuck::cast_slice(values));
+    }
+
+    pub fn text(&mut self, value: &str) {
+        self.array(value.as_bytes());
+    }
+
+    pub fn flag(&mut self, value: bool) {
+        self.word(u64::from(value));
+    }
+
+    /// Whether there is a value, then the value.
+    pub fn option<T>(&mut self, value: Option<T>, put: impl FnOnce(&mut Self, T)) {
+        self.flag(value.is_some());
+        if let Some(value) = value {
+            put(self, value);
+        }
     }
 
     fn arrays(&mut self, rows: &[Vec<f64>]) {
@@ -420,13 +436,13 @@ impl Writer {
 }
 
 /// Takes fields off the front.
-struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     rest: &'a [u8],
     total: usize,
 }
 
 impl<'a> Reader<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
+    pub fn new(bytes: &'a [u8]) -> Self {
         Reader {
             rest: bytes,
             total: bytes.len(),
@@ -450,25 +466,25 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
-    fn plain<T: AnyBitPattern>(&mut self) -> Result<T, WireError> {
+    pub fn plain<T: AnyBitPattern>(&mut self) -> Result<T, WireError> {
         Ok(bytemuck::pod_read_unaligned(self.bytes(size_of::<T>())?))
     }
 
-    fn word(&mut self) -> Result<u64, WireError> {
+    pub fn word(&mut self) -> Result<u64, WireError> {
         self.plain()
     }
 
-    fn number(&mut self) -> Result<f64, WireError> {
+    pub fn number(&mut self) -> Result<f64, WireError> {
         self.plain()
     }
 
-    fn int(&mut self, what: &'static str) -> Result<i32, WireError> {
+    pub fn int(&mut self, what: &'static str) -> Result<i32, WireError> {
         let value: i64 = self.plain()?;
         i32::try_from(value).map_err(|_| invalid(what, value as u64))
     }
 
     /// A number of items, each of at least `smallest` bytes, that can still follow.
-    fn count(&mut self, smallest: usize) -> Result<usize, WireError> {
+    pub fn count(&mut self, smallest: usize) -> Result<usize, WireError> {
         let count = self.word()?;
         let wanted = count.saturating_mul(smallest as u64);
         if wanted > self.rest.len() as u64 {
@@ -477,7 +493,7 @@ impl<'a> Reader<'a> {
         Ok(count as usize)
     }
 
-    fn array<T: AnyBitPattern + NoUninit>(&mut self) -> Result<Vec<T>, WireError> {
+    pub fn array<T: AnyBitPattern + NoUninit>(&mut self) -> Result<Vec<T>, WireError> {
         let count = self.count(size_of::<T>())?;
         let bytes = self.bytes(count * size_of::<T>())?;
         // The bytes may lie at any address, so they are copied into an aligned vector.
@@ -486,23 +502,43 @@ impl<'a> Reader<'a> {
         Ok(values)
     }
 
+    pub fn flag(&mut self, what: &'static str) -> Result<bool, WireError> {
+        match self.word()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            value => Err(invalid(what, value)),
+        }
+    }
+
+    /// What [`Writer::option`] has written.
+    pub fn option<T>(
+        &mut self,
+        what: &'static str,
+        take: impl FnOnce(&mut Self) -> Result<T, WireError>,
+    ) -> Result<Option<T>, WireError> {
+        Ok(match self.flag(what)? {
+            true => Some(take(self)?),
+            false => None,
+        })
+    }
+
     fn arrays(&mut self) -> Result<Vec<Vec<f64>>, WireError> {
         let count = self.count(8)?;
         (0..count).map(|_| self.array()).collect()
     }
 
-    fn string(&mut self, what: &'static str) -> Result<String, WireError> {
+    pub fn string(&mut self, what: &'static str) -> Result<String, WireError> {
         String::from_utf8(self.array()?).map_err(|_| WireError::NotUtf8 { what })
     }
 
-    fn expect(&mut self, what: &'static str, wanted: u64) -> Result<(), WireError> {
+    pub fn expect(&mut self, what: &'static str, wanted: u64) -> Result<(), WireError> {
         match self.word()? {
             value if value == wanted => Ok(()),
             value => Err(invalid(what, value)),
         }
     }
 
-    fn end(&self) -> Result<(), WireError> {
+    pub fn end(&self) -> Result<(), WireError> {
         match self.rest.len() {
             0 => Ok(()),
             left => Err(WireError::Trailing(left)),

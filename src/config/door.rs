@@ -87,6 +87,8 @@ pub struct DoorConfig {
     pub user: Option<String>,
     /// How often the job or its ranks were started again.
     pub restarts: u64,
+    /// Whether sessions of an earlier server go on, whose viewers look for it where it was.
+    pub resumes: bool,
 }
 
 impl PartialEq for DoorConfig {
@@ -172,6 +174,7 @@ pub(super) fn check(
         job_id: environment.job_id.clone(),
         user: environment.user.clone(),
         restarts: environment.restarts,
+        resumes: args.resume.is_some(),
     })
 }
 

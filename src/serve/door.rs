@@ -1,10 +1,11 @@
 //! What rank 0 opens towards its users: listeners, tokens, the connection file, the first lines
 //! that it prints.
 
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,6 +16,9 @@ use crate::config::{
 };
 use crate::connection::Connection;
 use crate::server::{AccessSettings, Listener, Tls, Token, UnixSocket};
+
+/// How long to wait for a port that the server before still holds.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Everything that is open before the first viewer comes.
 pub(super) struct Door {
@@ -43,7 +47,7 @@ impl Door {
         let mut listeners = Vec::new();
         let mut address = None;
         if let Some(wanted) = &config.address {
-            let listener = listen(wanted, earlier.as_ref())?;
+            let listener = listen(wanted, earlier.as_ref(), config.restarts > 0)?;
             let bound = listener
                 .local_addr()
                 .map_err(|error| format!("the listener has no address: {error}"))?;
@@ -147,7 +151,7 @@ pub(super) struct Directions {
 /// token and port stay.
 fn earlier(config: &DoorConfig) -> Option<Connection> {
     let earlier = Connection::read_own(config.connection_file.as_deref()?)?;
-    let again = config.job_id.is_some() || config.restarts > 0;
+    let again = config.job_id.is_some() || config.restarts > 0 || config.resumes;
     (again && earlier.job_id == config.job_id).then_some(earlier)
 }
 
@@ -167,7 +171,11 @@ fn tokens(
     }
 }
 
-fn listen(wanted: &Address, earlier: Option<&Connection>) -> Result<TcpListener, String> {
+fn listen(
+    wanted: &Address,
+    earlier: Option<&Connection>,
+    restarted: bool,
+) -> Result<TcpListener, String> {
     let (option, addresses) = match wanted {
         Address::Known(addresses) => ("--bind", addresses.clone()),
         Address::Interface { name, port } => {
@@ -186,14 +194,25 @@ fn listen(wanted: &Address, earlier: Option<&Connection>) -> Result<TcpListener,
             return Ok(listener);
         }
     }
-    TcpListener::bind(&addresses[..]).map_err(|error| cannot_listen(option, &addresses, &error))
+    // The server before may take a moment to let the port go.
+    let patience = if restarted { PATIENCE } else { Duration::ZERO };
+    let deadline = Instant::now() + patience;
+    loop {
+        match TcpListener::bind(&addresses[..]) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(error) => return Err(cannot_listen(option, &addresses, &error)),
+        }
+    }
 }
 
 /// Names the addresses, and what to do if another server is there already.
 fn cannot_listen(option: &str, addresses: &[SocketAddr], error: &std::io::Error) -> String {
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let advice = match error.kind() {
-        std::io::ErrorKind::AddrInUse => "; is another server running there? Choose another port",
+        ErrorKind::AddrInUse => "; is another server running there? Choose another port",
         _ => "",
     };
     let addresses = addresses.join(" or ");

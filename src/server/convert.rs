@@ -7,8 +7,8 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::session::{
-    ClientMessage, Content, Delta, Edit, Frame, Payload, RawParameters, ServerMessage, Start,
-    Ticket,
+    ClientMessage, Content, Delta, Edit, Frame, Payload, RawParameters, ServerMessage,
+    SessionState, Start, Ticket,
 };
 
 /// The generated types.
@@ -44,6 +44,9 @@ pub fn decode(bytes: Bytes) -> Result<ClientMessage, prost::DecodeError> {
             }),
             Some(WirePayload::Stop(_)) => Payload::Stop,
         },
+        attach: action.attach.map(|attach| attach.session_id),
+        detached: action.detached,
+        end_session: action.end_session.unwrap_or(false),
         ticket: Ticket::default(),
     })
 }
@@ -93,14 +96,17 @@ fn parameters_of(raw: proto::SimulationParams) -> RawParameters {
     }
 }
 
-/// Writes one message as the bytes of a binary frame.
+/// Writes one message as the bytes of a binary frame. A goodbye has no payload: it closes the
+/// socket instead.
 pub fn encode(message: &ServerMessage) -> Bytes {
     let payload = match &message.content {
-        Content::Frame(frame) => WireResult::Frame(frame_of(frame)),
-        Content::Notice(notice) => WireResult::Notice(WireNotice {
+        Content::Frame(frame) => Some(WireResult::Frame(frame_of(frame))),
+        Content::Notice(notice) => Some(WireResult::Notice(WireNotice {
             message: Some(notice.message.clone()),
             simulation_stopped: notice.simulation_stopped.then_some(true),
-        }),
+        })),
+        Content::State(state) => Some(WireResult::SessionState(state_of(state))),
+        Content::Goodbye(_) => None,
     };
     let result = proto::ServerResult {
         seq: message.seq,
@@ -108,9 +114,54 @@ pub fn encode(message: &ServerMessage) -> Bytes {
         user_interaction_count: message.user_interaction_count,
         sim_step: message.sim_step,
         schema_version: SCHEMA_VERSION,
-        payload: Some(payload),
+        payload,
     };
     result.encode_to_vec().into()
+}
+
+fn state_of(state: &SessionState) -> proto::server_result::SessionState {
+    let system = &state.system;
+    let mut frame = frame_of(&state.frame);
+    if !state.evaluated {
+        frame.energy = None;
+        frame.fmax = None;
+    }
+    let [a, b, c] = system.cell.periodic;
+    proto::server_result::SessionState {
+        session_id: state.key.digits(),
+        resumed: state.resumed,
+        reconnect_seconds: u32::try_from(state.reconnect.as_secs()).unwrap_or(u32::MAX),
+        detached: state.detached,
+        running: state.running,
+        simulation_type: state.simulation_type,
+        parameters: Some(wire_parameters(&state.parameters)),
+        atomic_numbers: system.numbers.iter().map(|&z| u32::from(z)).collect(),
+        frame: Some(frame),
+        periodicity: Some(proto::Periodicity { a, b, c }),
+        charge: system.charge,
+        spin_multiplicity: u32::try_from(system.spin).unwrap_or(0),
+        task: system.task.clone(),
+        recording: state.recording.clone(),
+    }
+}
+
+fn wire_parameters(raw: &RawParameters) -> proto::SimulationParams {
+    proto::SimulationParams {
+        calculator: raw.calculator.clone(),
+        temperature: raw.temperature,
+        timestep_fs: raw.timestep_fs,
+        friction: raw.friction,
+        fmax: raw.fmax,
+        max_step: raw.max_step,
+        optimizer: String::new(),
+        integrator: raw.integrator,
+        // It restarts the random numbers: a viewer that sends the parameters back must not.
+        seed: None,
+        steps_per_frame: raw.steps_per_frame,
+        frame_interval_ms: raw.frame_interval_ms,
+        record: raw.record,
+        record_label: raw.record_label.clone(),
+    }
 }
 
 fn frame_of(frame: &Frame) -> proto::server_result::Frame {

@@ -33,7 +33,7 @@ pub use access::{AccessSettings, Token};
 pub use health::{Health, HealthStatus, Phase, RankStatus};
 pub use limits::Limits;
 pub use listen::{Listener, Tls, UnixSocket};
-pub use runtime::{RunningServer, outlive_signals};
+pub use runtime::{RunningServer, StopReason, outlive_signals};
 
 use access::{Access, busy, doorkeeper};
 use limits::{Account, NoPlace, Places, Rate};
@@ -129,6 +129,8 @@ pub struct ServerSettings {
     pub ping_interval: Duration,
     /// Time in which a message must leave; a viewer that does not read is dropped after it.
     pub write_timeout: Duration,
+    /// Number of the last session that exists already; sockets are numbered from the next on.
+    pub last_session: u64,
 }
 
 impl Default for ServerSettings {
@@ -148,6 +150,7 @@ impl Default for ServerSettings {
             max_outgoing: 32,
             ping_interval: Duration::from_secs(20),
             write_timeout: Duration::from_secs(20),
+            last_session: 0,
         }
     }
 }
@@ -192,7 +195,7 @@ pub async fn serve(
         access: Access::new(&settings.access, account),
         places: Places::new(limits.max_sessions),
         messages: Rate::new(limits.max_total_message_rate),
-        last_id: AtomicU64::new(0),
+        last_id: AtomicU64::new(settings.last_session),
         stopping: stopping.clone(),
         settings,
         _alive: alive,

@@ -15,6 +15,18 @@ use super::{EngineSender, Health, Listener, ServerSettings, Tls, serve};
 /// what is still there a second or so after SIGTERM, and recordings have to be closed by then.
 const HEAD_START: Duration = Duration::from_millis(300);
 
+/// Why the engine should stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// SIGINT: somebody wants the server to end. The sockets are closed already.
+    Interrupted,
+    /// SIGTERM or SIGUSR1: the server has to make room and may be started again. The engine says
+    /// goodbye to the viewers.
+    Draining,
+    /// The listener has failed.
+    Failed,
+}
+
 /// A server on threads of its own.
 #[derive(Debug)]
 pub struct RunningServer {
@@ -23,9 +35,9 @@ pub struct RunningServer {
 }
 
 impl RunningServer {
-    /// Serves on `listeners` until SIGINT or SIGTERM (a second one ends the process) or until
-    /// [`RunningServer::stop`]. `stopped` is called when the engine should stop: shortly after
-    /// such a signal, or when the listener has failed.
+    /// Serves on `listeners` until SIGINT (a second one ends the process), SIGTERM or SIGUSR1, or
+    /// until [`RunningServer::stop`]. `stopped` is called when the engine should stop: shortly
+    /// after such a signal, or when the listener has failed.
     ///
     /// # Errors
     /// The listener, the threads or the signals cannot be used.
@@ -35,7 +47,7 @@ impl RunningServer {
         to_engine: Arc<dyn EngineSender>,
         health: Arc<Health>,
         settings: ServerSettings,
-        stopped: impl Fn() + Send + Sync + 'static,
+        stopped: impl Fn(StopReason) + Send + Sync + 'static,
     ) -> io::Result<RunningServer> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(settings.threads.max(1))
@@ -43,11 +55,12 @@ impl RunningServer {
             .enable_all()
             .build()?;
         let (stop, stopping) = watch::channel(false);
-        let (mut interrupt, mut terminate) = {
+        let (mut interrupt, mut terminate, mut user) = {
             let _inside = runtime.enter();
             (
                 signal(SignalKind::interrupt())?,
                 signal(SignalKind::terminate())?,
+                signal(SignalKind::user_defined1())?,
             )
         };
         let stopped = Arc::new(stopped);
@@ -57,16 +70,20 @@ impl RunningServer {
                 let name = tokio::select! {
                     _ = interrupt.recv() => "SIGINT",
                     _ = terminate.recv() => "SIGTERM",
+                    _ = user.recv() => "SIGUSR1",
                 };
-                tracing::info!("{name}: closing the sessions");
-                // Nobody listens any more if the server has ended by itself.
-                let _ = stop.send(true);
-                tokio::time::sleep(HEAD_START).await;
-                stopped();
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
+                if name == "SIGINT" {
+                    tracing::info!("{name}: closing the sessions");
+                    // Nobody listens any more if the server has ended by itself.
+                    let _ = stop.send(true);
+                    tokio::time::sleep(HEAD_START).await;
+                    stopped(StopReason::Interrupted);
+                } else {
+                    tracing::info!("{name}: keeping the sessions");
+                    stopped(StopReason::Draining);
                 }
+                // Launchers and batch systems repeat the others while a drain is under way.
+                interrupt.recv().await;
                 tracing::warn!("second signal: ending at once");
                 std::process::exit(130);
             }
@@ -80,7 +97,7 @@ impl RunningServer {
                 if let Err(error) = &result {
                     tracing::error!(%error, "the server has failed");
                 }
-                stopped();
+                stopped(StopReason::Failed);
                 runtime.shutdown_timeout(Duration::from_secs(1));
                 result
             })?;
@@ -100,7 +117,7 @@ impl RunningServer {
     }
 }
 
-/// Lets SIGINT and SIGTERM pass for so long: launchers send them to all ranks, but rank 0 decides
+/// Lets SIGINT, SIGTERM and SIGUSR1 pass for so long: launchers send them to all ranks, but rank 0 decides
 /// when the others leave. After `grace` the process ends by itself.
 ///
 /// # Errors
@@ -109,11 +126,12 @@ pub fn outlive_signals(grace: Duration) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (mut interrupt, mut terminate) = {
+    let (mut interrupt, mut terminate, mut user) = {
         let _inside = runtime.enter();
         (
             signal(SignalKind::interrupt())?,
             signal(SignalKind::terminate())?,
+            signal(SignalKind::user_defined1())?,
         )
     };
     std::thread::Builder::new()
@@ -123,6 +141,7 @@ pub fn outlive_signals(grace: Duration) -> io::Result<()> {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
+                    _ = user.recv() => {}
                 }
                 tokio::time::sleep(grace).await;
             });

@@ -18,7 +18,7 @@ use super::convert;
 use super::limits::{Account, Rate};
 use super::{FromViewer, ServerSettings, Shared};
 use crate::comm::SessionId;
-use crate::session::{ClientMessage, ServerMessage, Ticket};
+use crate::session::{ClientMessage, Content, Goodbye, ServerMessage, Ticket};
 
 /// How soon to knock again at an engine that is full.
 const RETRY: Duration = Duration::from_millis(2);
@@ -26,6 +26,8 @@ const RETRY: Duration = Duration::from_millis(2);
 const LINGER: Duration = Duration::from_secs(1);
 /// A viewer that sends too much is told so this often.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// Close code of a socket whose session goes on with another one; of the range for applications.
+const TAKEN_OVER: u16 = 4001;
 /// Unit of the quota of undigested messages, bytes; the least that a message counts.
 const QUOTA_UNIT: usize = 16 << 10;
 
@@ -415,6 +417,10 @@ async fn write(
                 None => return,
             },
             answer = outgoing.recv() => match answer {
+                Some(ServerMessage { content: Content::Goodbye(reason), .. }) => {
+                    let (code, reason) = parting(reason);
+                    (goodbye(code, reason), true)
+                }
                 Some(answer) => (Message::Binary(convert::encode(&answer)), false),
                 None => (goodbye(close_code::AGAIN, "the session has ended"), true),
             },
@@ -433,6 +439,15 @@ async fn write(
         if last {
             return;
         }
+    }
+}
+
+/// Close code and reason of a goodbye.
+fn parting(reason: Goodbye) -> (u16, &'static str) {
+    match reason {
+        Goodbye::Ended => (close_code::NORMAL, "the session has ended"),
+        Goodbye::TakenOver => (TAKEN_OVER, "taken over by another connection"),
+        Goodbye::Restarting => (close_code::RESTART, "the server starts again"),
     }
 }
 

@@ -390,6 +390,11 @@ impl ClientMessage {
         let (Payload::Edit(mine), Payload::Edit(other)) = (&self.payload, &next.payload) else {
             return Some(next);
         };
+        let about_session =
+            |m: &ClientMessage| m.attach.is_some() || m.detached.is_some() || m.end_session;
+        if about_session(self) || about_session(&next) {
+            return Some(next);
+        }
         let sparse = |e: &Edit| e.full_update != Some(true) && e.check(settings).is_ok();
         let natoms = mine.natoms.max(other.natoms);
         let same_size = mine.natoms == 0 || other.natoms == 0 || mine.natoms == other.natoms;

@@ -5,6 +5,10 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
+
+use super::SessionKey;
+use crate::system::System;
 
 /// One message of a viewer.
 #[derive(Debug, Default, PartialEq)]
@@ -19,6 +23,13 @@ pub struct ClientMessage {
     pub sim_step: Option<u64>,
     /// What is asked for.
     pub payload: Payload,
+    /// Asks for a session that outlives its socket: the digits of its key, or "" for a new one.
+    /// Counts in the first message of a socket.
+    pub attach: Option<String>,
+    /// Whether the simulation shall go on while no viewer is there.
+    pub detached: Option<bool>,
+    /// Ends the session for good.
+    pub end_session: bool,
     /// Given back when the session has digested the message.
     pub ticket: Ticket,
 }
@@ -155,13 +166,55 @@ pub struct ServerMessage {
     pub content: Content,
 }
 
-/// Frame or notice.
+/// Frame, notice, or a word about the session itself.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
     /// A geometry with its energy and forces.
     Frame(Arc<Frame>),
     /// Words and flags.
     Notice(Notice),
+    /// Who the session is and where it stands.
+    State(Box<SessionState>),
+    /// No message: the socket is closed, for this reason.
+    Goodbye(Goodbye),
+}
+
+/// Why the server closes a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goodbye {
+    /// The viewer has asked for the end of the session.
+    Ended,
+    /// The session goes on with another socket.
+    TakenOver,
+    /// The server is about to start again.
+    Restarting,
+}
+
+/// Who a session is and where it stands: all that a viewer needs to go on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionState {
+    /// By what the viewer finds it again.
+    pub key: SessionKey,
+    /// Whether it has existed before.
+    pub resumed: bool,
+    /// How long it waits for its viewer.
+    pub reconnect: Duration,
+    /// Whether its simulation goes on without a viewer.
+    pub detached: bool,
+    /// Whether a simulation runs.
+    pub running: bool,
+    /// 0 = MD, 1 = RELAX: that of the running simulation, else of the last.
+    pub simulation_type: i32,
+    /// In force.
+    pub parameters: RawParameters,
+    /// The structure, with what was evaluated last.
+    pub system: System,
+    /// Positions, velocities, cell, time; energy, forces and stress if `evaluated`.
+    pub frame: Frame,
+    /// Whether energy and forces are known at these positions.
+    pub evaluated: bool,
+    /// Name of the file that is being recorded.
+    pub recording: Option<String>,
 }
 
 /// A geometry and what is known about it. Shared with the recording of the same step.

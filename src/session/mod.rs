@@ -11,10 +11,13 @@
 //! ```
 
 mod allowance;
+mod attendance;
 mod edit;
+mod key;
 mod message;
 mod parameters;
 mod record;
+mod save;
 mod settings;
 mod simulation;
 
@@ -23,11 +26,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use allowance::{Allowance, AtomPool, Owner};
+pub use key::SessionKey;
 pub use message::{
-    ClientMessage, Content, Delta, Edit, Frame, Notice, Payload, RawParameters, ServerMessage,
-    Start, Ticket,
+    ClientMessage, Content, Delta, Edit, Frame, Goodbye, Notice, Payload, RawParameters,
+    ServerMessage, SessionState, Start, Ticket,
 };
 pub use record::Record;
+pub use save::RestoreError;
 pub use settings::SessionSettings;
 
 use crate::comm::{Job, Outcome, SessionId};
@@ -50,6 +55,14 @@ pub struct Session {
     settings: Arc<SessionSettings>,
     /// Latest time heard of.
     clock: Instant,
+    /// By what a viewer finds the session again; without one it ends with its socket.
+    key: Option<SessionKey>,
+    /// Whether a viewer is there.
+    attended: bool,
+    /// Whether the simulation goes on without one.
+    detached: bool,
+    /// Rises with everything that a saved session contains.
+    changes: u64,
 
     /// Messages that wait for the evaluation under way.
     inbox: VecDeque<ClientMessage>,
@@ -59,6 +72,8 @@ pub struct Session {
     parameters: Parameters,
     /// The simulation, while one runs.
     run: Option<Run>,
+    /// What kind it is, or the last one was.
+    kind: Kind,
     /// Edit counter of the edit that still needs an evaluation to be answered.
     reply_due: Option<u64>,
     /// The one job that is out.
@@ -92,11 +107,16 @@ impl Session {
         Session {
             id,
             clock: now,
+            key: None,
+            attended: true,
+            detached: false,
+            changes: 0,
             inbox: VecDeque::new(),
             structure,
             allowance: Allowance::default(),
             parameters: Parameters::new(&settings),
             run: None,
+            kind: Kind::Md,
             reply_due: None,
             flight: None,
             last_serial: 0,
@@ -122,6 +142,14 @@ impl Session {
         Session { allowance, ..self }
     }
 
+    /// Draws the atoms that it has from an allowance from now on. A session that was restored is
+    /// not refused for want of room: then its atoms are not counted until they change.
+    pub fn draw_from(&mut self, mut allowance: Allowance) {
+        // Nothing is held where there is no room.
+        let _ = allowance.resize(self.structure.state.system.len());
+        self.allowance = allowance;
+    }
+
     /// Takes a message of the viewer.
     ///
     /// Messages are worked off in order. While an edit waits for its evaluation the following
@@ -140,7 +168,7 @@ impl Session {
     /// first one pointless.
     pub fn next_job(&mut self, now: Instant) -> Option<Job> {
         self.advance(now);
-        if self.flight.is_some() {
+        if self.flight.is_some() || self.is_held() {
             return None;
         }
         if let Some(count) = self.reply_due.take() {
@@ -167,6 +195,7 @@ impl Session {
         match &self.flight {
             Some(flight) if flight.landed.is_some() => Some(self.frame_due()),
             Some(_) => None,
+            None if self.is_held() => None,
             None if self.reply_due.is_some() => Some(self.clock),
             None => self.run.as_ref().and_then(|run| match &self.stall {
                 Some(stall) if stall.announced => None,
@@ -176,9 +205,9 @@ impl Session {
         }
     }
 
-    /// Ends the session: nothing is computed or sent any more, an open recording ends.
+    /// Ends the session: nothing is computed or sent any more.
     pub fn close(&mut self) {
-        self.halt();
+        self.abandon();
         self.inbox.clear();
         self.reply_due = None;
         if let Some(flight) = &mut self.flight {
@@ -196,11 +225,6 @@ impl Session {
     /// recorded.
     pub fn take_records(&mut self) -> Vec<Record> {
         std::mem::take(&mut self.recording.records)
-    }
-
-    /// Tells the viewer something that has happened outside of the session.
-    pub fn announce(&mut self, text: &str) {
-        self.notice(text, false, None);
     }
 
     /// Messages that the viewer has not acknowledged yet.
@@ -263,12 +287,22 @@ impl Session {
     }
 
     fn process(&mut self, message: ClientMessage) {
+        if !matches!(message.payload, Payload::None) || message.detached.is_some() {
+            self.changes += 1;
+        }
         let edit_count = message.user_interaction_count.unwrap_or(0);
         self.client_seq = self.client_seq.max(message.seq);
         self.client_ack = self.client_ack.max(message.ack.unwrap_or(0));
         self.user_interaction_count = self.user_interaction_count.max(edit_count);
         if let Some(step) = message.sim_step.filter(|&s| s > 0 && self.run.is_none()) {
             self.sim_step = step;
+        }
+        if message.attach.is_some() {
+            let text = "PROTO_VIOLATION: attach belongs into the first message of a socket";
+            self.notice(text, false, None);
+        }
+        if let Some(detached) = message.detached {
+            self.set_detached(detached);
         }
         match message.payload {
             Payload::None => {}
@@ -346,11 +380,12 @@ impl Session {
                 && (parameters.temperature - self.parameters.temperature).abs() > SAME_TEMPERATURE
         });
         self.parameters = parameters;
+        self.kind = kind;
         self.begin(kind, method, redraw);
     }
 
     fn notice(&mut self, text: impl Into<String>, stopped: bool, edit_count: Option<u64>) {
-        self.server_seq += 1;
+        self.server_seq += u64::from(self.attended);
         self.push_notice(text.into(), stopped, edit_count);
     }
 
@@ -371,7 +406,17 @@ impl Session {
         );
     }
 
+    /// With the next sequence number.
+    fn send(&mut self, user_interaction_count: Option<u64>, content: Content) {
+        self.server_seq += u64::from(self.attended);
+        self.push(user_interaction_count, content);
+    }
+
+    /// With the current sequence number. Nobody hears it while no viewer is there.
     fn push(&mut self, user_interaction_count: Option<u64>, content: Content) {
+        if !self.attended {
+            return;
+        }
         self.output.push(ServerMessage {
             seq: self.server_seq,
             client_seq: self.client_seq,

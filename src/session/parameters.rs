@@ -13,10 +13,10 @@ const LONGEST_LABEL: usize = 100;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Parameters {
     pub temperature: f64,
-    timestep_fs: f64,
-    friction: f64,
-    max_step: f64,
-    integrator: Integrator,
+    pub timestep_fs: f64,
+    pub friction: f64,
+    pub max_step: f64,
+    pub integrator: Integrator,
     pub seed: Option<u64>,
     pub steps_per_frame: u32,
     pub frame_interval: Duration,
@@ -26,7 +26,7 @@ pub(super) struct Parameters {
 
 /// Integrators by their numbers in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Integrator {
+pub(super) enum Integrator {
     Default = 0,
     VelocityVerlet = 1,
     Langevin = 2,
@@ -101,7 +101,7 @@ impl Parameters {
         Ok((parameters, kind, method))
     }
 
-    fn from_raw(raw: &RawParameters, settings: &SessionSettings) -> Result<Parameters, String> {
+    pub fn from_raw(raw: &RawParameters, settings: &SessionSettings) -> Result<Parameters, String> {
         for (name, value) in [
             ("temperature", raw.temperature),
             ("timestep_fs", raw.timestep_fs),

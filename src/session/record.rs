@@ -27,6 +27,24 @@ pub enum Record {
         /// The structure before the first step.
         system: Box<System>,
     },
+    /// The first record of a restored session: its recording goes on after `step`. A recording
+    /// may hold later frames, of steps that are now done again.
+    Resume {
+        /// Steps done by this session.
+        step: u64,
+        /// As in `Start`.
+        label: Option<String>,
+        /// As in `Start`.
+        segment: u64,
+        /// How the atoms move.
+        method: Method,
+        /// Seed of the random numbers.
+        seed: u64,
+        /// Steps between two frames.
+        steps_per_frame: u32,
+        /// The structure now.
+        system: Box<System>,
+    },
     /// A frame, the same that the viewer gets.
     Frame {
         /// Steps done by this session, all simulations together; never falls.
@@ -50,6 +68,9 @@ pub enum Record {
         /// Why, in words.
         reason: String,
     },
-    /// The simulation has stopped.
-    Stop,
+    /// The simulation has stopped after so many steps of the session.
+    Stop {
+        /// Steps done.
+        step: u64,
+    },
 }

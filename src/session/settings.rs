@@ -27,6 +27,8 @@ pub struct SessionSettings {
     pub can_record: bool,
     /// Whether simulations are recorded when the viewer does not say.
     pub record_by_default: bool,
+    /// How long a session with a key waits for its viewer to come back; zero: not at all.
+    pub reconnect: Duration,
     /// Seed from which the sessions' own seeds are derived.
     pub seed: u64,
 }
@@ -45,6 +47,7 @@ impl Default for SessionSettings {
             max_atomic_number: 100,
             can_record: false,
             record_by_default: false,
+            reconnect: Duration::from_secs(120),
             seed: 0,
         }
     }

@@ -19,7 +19,7 @@ pub(super) struct Run {
     pub kind: Kind,
     pub method: Method,
     /// Steps done since the last frame.
-    steps_into_frame: u32,
+    pub steps_into_frame: u32,
 }
 
 /// The job that is out.
@@ -72,19 +72,19 @@ pub(super) struct Stall {
 #[derive(Debug, Default)]
 pub(super) struct Recording {
     pub records: Vec<Record>,
-    active: bool,
-    segment: u64,
-    layout: Option<Layout>,
+    pub active: bool,
+    pub segment: u64,
+    pub layout: Option<Layout>,
 }
 
 /// What all frames of a segment have in common.
 #[derive(Debug, PartialEq)]
-struct Layout {
-    numbers: Vec<u8>,
-    periodic: [bool; 3],
-    charge: i32,
-    spin: i32,
-    task: String,
+pub(super) struct Layout {
+    pub numbers: Vec<u8>,
+    pub periodic: [bool; 3],
+    pub charge: i32,
+    pub spin: i32,
+    pub task: String,
 }
 
 impl Layout {
@@ -159,6 +159,17 @@ impl Session {
 
     /// Stops the simulation without a word and gives up the step in flight.
     pub(super) fn halt(&mut self) {
+        self.abandon();
+        if std::mem::take(&mut self.recording.active) {
+            self.recording
+                .records
+                .push(Record::Stop { step: self.steps });
+        }
+    }
+
+    /// The same, but for the recording, which is left as it is.
+    pub(super) fn abandon(&mut self) {
+        self.changes += 1;
         self.run = None;
         self.stall = None;
         self.structure.state.evaluation = None;
@@ -166,9 +177,6 @@ impl Session {
             Some(flight) if flight.landed.is_some() => self.flight = None,
             Some(flight) => flight.cancelled = true,
             None => {}
-        }
-        if std::mem::take(&mut self.recording.active) {
-            self.recording.records.push(Record::Stop);
         }
     }
 
@@ -216,7 +224,7 @@ impl Session {
     /// When the next step may go out: at once within a frame, else paced.
     pub(super) fn step_due(&self, run: &Run) -> Instant {
         match self.frame_begun {
-            Some(begun) if run.steps_into_frame == 0 => begun + self.parameters.frame_interval,
+            Some(begun) if run.steps_into_frame == 0 => begun + self.frame_interval(),
             _ => self.clock,
         }
     }
@@ -224,12 +232,15 @@ impl Session {
     /// When the next frame may be sent.
     pub(super) fn frame_due(&self) -> Instant {
         match self.frame_sent {
-            Some(sent) => sent + self.parameters.frame_interval,
+            Some(sent) => sent + self.frame_interval(),
             None => self.clock,
         }
     }
 
     pub(super) fn window_is_open(&self) -> bool {
+        if !self.attended {
+            return true; // nobody is there who could fall behind
+        }
         // Acks ahead of the sequence number are taken as they are: the difference is then
         // negative, here 0.
         self.server_seq.saturating_sub(self.client_ack) < self.settings.max_unacked.max(1)
@@ -351,8 +362,8 @@ impl Session {
             ..frame_of(&own.system, &evaluation)
         };
         own.evaluation = Some(evaluation);
-        self.server_seq += 1;
-        self.push(Some(count), Content::Frame(Arc::new(frame)));
+        self.changes += 1;
+        self.send(Some(count), Content::Frame(Arc::new(frame)));
     }
 
     /// A step is done: it becomes the state, and a frame if one is due; then what the user has
@@ -367,6 +378,7 @@ impl Session {
         else {
             return;
         };
+        self.changes += 1;
         self.steps += 1;
         self.sim_step = self.sim_step.saturating_add(1);
         self.time_fs += timestep_fs;
@@ -396,8 +408,7 @@ impl Session {
                     frame: Arc::clone(&frame),
                 });
             }
-            self.server_seq += 1;
-            self.push(Some(count), Content::Frame(frame));
+            self.send(Some(count), Content::Frame(frame));
             self.frame_sent = Some(self.clock);
         }
         self.structure.state = state;
@@ -409,7 +420,9 @@ impl Session {
     fn record_change(&mut self, change: &Staged) {
         if change.restart && !self.parameters.record {
             if std::mem::take(&mut self.recording.active) {
-                self.recording.records.push(Record::Stop);
+                self.recording
+                    .records
+                    .push(Record::Stop { step: self.steps });
             }
             return;
         }
@@ -466,7 +479,7 @@ impl Staged {
 }
 
 /// The part of a frame that comes from an evaluation.
-fn frame_of(system: &System, evaluation: &Evaluation) -> Frame {
+pub(super) fn frame_of(system: &System, evaluation: &Evaluation) -> Frame {
     let square = |f: &[f64; 3]| f[0] * f[0] + f[1] * f[1] + f[2] * f[2];
     Frame {
         forces: evaluation.forces.clone(),

@@ -18,6 +18,11 @@ impl Recorder {
     }
 
     /// Cannot be called: there is no recorder.
+    pub fn flusher(&self) -> Flusher {
+        match *self {}
+    }
+
+    /// Cannot be called: there is no recorder.
     pub fn status(&self) -> RecorderStatus {
         match *self {}
     }
@@ -47,4 +52,27 @@ impl RecorderWatch {
     pub fn status(&self) -> RecorderStatus {
         match *self {}
     }
+}
+
+/// Has no values in a build without the feature `hdf5`.
+#[derive(Clone, Debug)]
+pub enum Flusher {}
+
+impl Flusher {
+    /// Cannot be called: there is no recorder.
+    pub fn flush(
+        &self,
+        _key: u64,
+        _patience: std::time::Duration,
+    ) -> Result<Option<std::path::PathBuf>, TrajectoryError> {
+        match *self {}
+    }
+}
+
+/// Always [`TrajectoryError::NotBuilt`].
+pub fn repair_directory(
+    _directory: &std::path::Path,
+    _wanted: &[std::path::PathBuf],
+) -> Result<(usize, Vec<TrajectoryError>), TrajectoryError> {
+    Err(TrajectoryError::NotBuilt)
 }

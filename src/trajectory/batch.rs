@@ -89,6 +89,33 @@ impl Batch {
         self.stresses.clear();
     }
 
+    /// Whether this batch is the one row `row` of `other`, bit for bit.
+    pub(super) fn is_row_of(&self, other: &Batch, row: usize) -> bool {
+        let (mut mine, mut its) = (Vec::new(), Vec::new());
+        self.encode_row(0, &mut mine);
+        other.encode_row(row, &mut its);
+        mine == its
+    }
+
+    /// Forgets the rows from `rows` on.
+    pub(super) fn truncate(&mut self, rows: usize) {
+        self.steps.truncate(rows);
+        for column in [
+            &mut self.times_fs,
+            &mut self.potential_ev,
+            &mut self.kinetic_ev,
+            &mut self.temperature_kelvin,
+        ] {
+            column.truncate(rows);
+        }
+        for column in [&mut self.cells, &mut self.stresses] {
+            column.truncate(9 * rows);
+        }
+        for column in [&mut self.positions, &mut self.velocities, &mut self.forces] {
+            column.truncate(3 * self.atoms * rows);
+        }
+    }
+
     /// Bytes of one row in the journal.
     pub(super) fn row_bytes(atoms: usize) -> usize {
         8 + 8 * ROW_F64 + 3 * 12 * atoms

@@ -23,6 +23,8 @@ const RECORD_HEAD_BYTES: usize = 16;
 pub(super) const FRAME: u8 = 1;
 /// A record's kind.
 pub(super) const EVENT: u8 = 2;
+/// A record's kind: the frames from `index` on, which came before it, do not count any more.
+pub(super) const CUT: u8 = 3;
 
 /// The journal that belongs to a trajectory file.
 pub(super) fn journal_path(trajectory: &Path) -> PathBuf {

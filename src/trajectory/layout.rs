@@ -439,6 +439,55 @@ impl Elements {
             .write_slice(ArrayView1::from(&batch.steps), rows.clone())
     }
 
+    /// Reads frames `rows` back, as they were given.
+    pub(super) fn read(&self, rows: std::ops::Range<usize>) -> hdf5::Result<Batch> {
+        let mut batch = Batch::new(self.atoms);
+        if rows.is_empty() {
+            return Ok(batch);
+        }
+        let scalars = |dataset: &Dataset| -> hdf5::Result<Vec<f64>> {
+            Ok(dataset.read_slice_1d::<f64, _>(rows.clone())?.to_vec())
+        };
+        let tensors = |dataset: &Dataset| -> hdf5::Result<Vec<f64>> {
+            let rows = (rows.clone(), .., ..);
+            let array = dataset.read_slice::<f64, _, ndarray::Ix3>(rows)?;
+            Ok(array.iter().copied().collect())
+        };
+        let vectors = |dataset: &Dataset| -> hdf5::Result<Vec<f32>> {
+            let rows = (rows.clone(), .., ..);
+            let array = dataset.read_slice::<f32, _, ndarray::Ix3>(rows)?;
+            Ok(array.iter().copied().collect())
+        };
+        let steps = self.step.read_slice_1d::<i64, _>(rows.clone())?;
+        batch.steps = steps.to_vec();
+        batch.times_fs = scalars(&self.time)?;
+        batch.positions = vectors(&self.position)?;
+        batch.velocities = vectors(&self.velocities)?;
+        batch.forces = vectors(&self.forces)?;
+        batch.potential_ev = scalars(&self.potential)?;
+        batch.kinetic_ev = scalars(&self.kinetic)?;
+        batch.temperature_kelvin = scalars(&self.temperature)?;
+        batch.cells = tensors(&self.edges)?;
+        batch.stresses = match &self.stress {
+            Some(stress) => tensors(stress)?,
+            None => vec![f64::NAN; 9 * rows.len()],
+        };
+        Ok(batch)
+    }
+
+    /// Step numbers of the frames `rows`.
+    pub(super) fn steps(&self, rows: std::ops::Range<usize>) -> hdf5::Result<Vec<i64>> {
+        match rows.is_empty() {
+            true => Ok(Vec::new()),
+            false => Ok(self.step.read_slice_1d::<i64, _>(rows)?.to_vec()),
+        }
+    }
+
+    /// Atomic numbers.
+    pub(super) fn species(&self) -> &[i8] {
+        &self.species
+    }
+
     /// Writes events from number `first` on.
     pub(super) fn write_events(&self, first: usize, events: &[(i64, String)]) -> hdf5::Result<()> {
         if events.is_empty() {

@@ -49,13 +49,13 @@ mod superblock;
 mod writer;
 
 #[cfg(not(feature = "hdf5"))]
-pub use absent::{Recorder, RecorderWatch};
+pub use absent::{Flusher, Recorder, RecorderWatch, repair_directory};
 #[cfg(feature = "hdf5")]
 pub use reader::{RecordedEvent, Trajectory};
 #[cfg(feature = "hdf5")]
-pub use recorder::{Recorder, RecorderWatch};
+pub use recorder::{Flusher, Recorder, RecorderWatch};
 #[cfg(feature = "hdf5")]
-pub use repair::{RepairReport, repair};
+pub use repair::{RepairReport, repair, repair_directory};
 
 /// What does not change during a recording.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -154,10 +154,36 @@ pub enum RecordMessage {
         /// What happened; longer than [`EVENT_TEXT_BYTES`] bytes is cut.
         text: String,
     },
+    /// Go on with an earlier file of `key`, after mending it if its writer was killed. Frames
+    /// after `step` stay in it until they come again: the same frame is not written twice, and
+    /// from the first one that differs on they are replaced. If the file cannot be used, another
+    /// one is started.
+    Resume {
+        /// The session.
+        key: u64,
+        /// The file.
+        path: PathBuf,
+        /// Wanted name of another file, as in `Open`.
+        label: String,
+        /// What does not change.
+        header: Header,
+        /// Steps done by the session.
+        step: u64,
+    },
+    /// Make safe what was sent before; see [`Flusher`].
+    Flush {
+        /// The session.
+        key: u64,
+        /// Number of the request.
+        request: u64,
+    },
     /// Finish the file of `key`.
     Close {
         /// The session.
         key: u64,
+        /// The simulation was stopped at this step. Later frames of a resumed file stay, with an
+        /// event that says so.
+        step: Option<u64>,
     },
 }
 

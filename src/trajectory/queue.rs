@@ -155,7 +155,10 @@ fn message_bytes(message: &RecordMessage) -> usize {
             size_of::<FrameData>() + vectors * size_of::<[f64; 3]>()
         }
         RecordMessage::Event { text, .. } => size_of::<RecordMessage>() + text.len(),
-        RecordMessage::Open { .. } | RecordMessage::Close { .. } => 0,
+        RecordMessage::Open { .. }
+        | RecordMessage::Resume { .. }
+        | RecordMessage::Flush { .. }
+        | RecordMessage::Close { .. } => 0,
     }
 }
 
@@ -197,7 +200,7 @@ mod tests {
         ));
         assert_eq!(queue.take_refused(), vec![(7, 2)], "frames only");
         queue
-            .push(RecordMessage::Close { key: 7 }, timeout)
+            .push(RecordMessage::Close { key: 7, step: None }, timeout)
             .expect("the end of a file is never refused");
         assert!(matches!(queue.pop(Instant::now()), Received::Message(_)));
         queue.push(frame(100), timeout).expect("room again");

@@ -5,7 +5,8 @@
 //! tries again at every flush and notes the gap in the file's events once it succeeds.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,53 @@ struct Shared {
     queue: Queue,
     status: Mutex<RecorderStatus>,
     notices: Mutex<Vec<RecordNotice>>,
+    flushes: Mutex<Flushes>,
+    flushed: Condvar,
+}
+
+/// Requests of [`Flusher`]s and their answers.
+#[derive(Debug, Default)]
+struct Flushes {
+    last: u64,
+    done: HashMap<u64, Result<Option<PathBuf>, TrajectoryError>>,
+}
+
+/// Asks the writer thread to make a session's frames safe. For threads that can wait.
+#[derive(Clone, Debug)]
+pub struct Flusher(Arc<Shared>);
+
+impl Flusher {
+    /// Returns when everything that was sent for `key` before this call is in its file or journal,
+    /// with the file; `None` if nothing is being recorded for `key`.
+    ///
+    /// # Errors
+    /// The file cannot be written, the recorder has stopped or does not answer in time.
+    pub fn flush(&self, key: u64, patience: Duration) -> Result<Option<PathBuf>, TrajectoryError> {
+        let request = {
+            let mut flushes = lock(&self.0.flushes);
+            flushes.last += 1;
+            flushes.last
+        };
+        let message = RecordMessage::Flush { key, request };
+        self.0.queue.push(message, Duration::ZERO)?;
+        let deadline = Instant::now() + patience;
+        let mut flushes = lock(&self.0.flushes);
+        loop {
+            if let Some(answer) = flushes.done.remove(&request) {
+                return answer;
+            }
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                let reason = format!("the recorder is more than {patience:?} behind");
+                return Err(TrajectoryError::Invalid(reason));
+            };
+            flushes = self
+                .0
+                .flushed
+                .wait_timeout(flushes, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
 }
 
 impl Recorder {
@@ -52,6 +100,8 @@ impl Recorder {
             queue: Queue::new(settings.queue_bytes),
             status: Mutex::default(),
             notices: Mutex::default(),
+            flushes: Mutex::default(),
+            flushed: Condvar::new(),
         });
         let send_timeout = settings.send_timeout;
         let thread = std::thread::Builder::new()
@@ -81,6 +131,11 @@ impl Recorder {
     /// Close are always taken.
     pub fn send(&self, message: RecordMessage) -> Result<(), TrajectoryError> {
         self.shared.queue.push(message, self.send_timeout)
+    }
+
+    /// For threads that have to know when frames are safe.
+    pub fn flusher(&self) -> Flusher {
+        Flusher(Arc::clone(&self.shared))
     }
 
     /// The counters now.
@@ -149,6 +204,20 @@ struct Session {
     last_step: u64,
 }
 
+impl Session {
+    fn new(label: String, header: Header, last_step: u64) -> Self {
+        Session {
+            label,
+            header,
+            writer: None,
+            counted: Counted::default(),
+            failing: false,
+            dropped: 0,
+            last_step,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Default)]
 struct Counted {
     frames: u64,
@@ -182,7 +251,7 @@ impl Recording {
                 let mut keys: Vec<u64> = self.sessions.keys().copied().collect();
                 keys.sort_unstable();
                 for key in keys {
-                    self.close(key);
+                    self.close(key, None);
                 }
             }
             let mut status = lock(&self.shared.status);
@@ -201,26 +270,80 @@ impl Recording {
     fn take(&mut self, message: RecordMessage) {
         match message {
             RecordMessage::Open { key, label, header } => {
-                self.close(key);
-                let session = Session {
-                    label,
-                    header,
-                    writer: None,
-                    counted: Counted::default(),
-                    failing: false,
-                    dropped: 0,
-                    last_step: 0,
-                };
-                self.sessions.insert(key, session);
+                self.close(key, None);
+                self.sessions.insert(key, Session::new(label, header, 0));
                 self.attend(key, |_, _| Ok(()));
+            }
+            RecordMessage::Resume {
+                key,
+                path,
+                label,
+                header,
+                step,
+            } => self.resume(key, &path, label, header, step),
+            RecordMessage::Flush { key, request } => {
+                let answer = self.make_safe(key);
+                lock(&self.shared.flushes).done.insert(request, answer);
+                self.shared.flushed.notify_all();
             }
             RecordMessage::Frame { key, frame } => self.frame(key, &frame),
             RecordMessage::Event { key, step, text } => {
-                if let Some(writer) = self.sessions.get_mut(&key).and_then(|s| s.writer.as_mut()) {
+                // What the user does now was not done before the restart.
+                self.attend(key, |writer, _| {
+                    writer.cut_replay()?;
                     writer.push_event(step, text);
-                }
+                    Ok(())
+                });
             }
-            RecordMessage::Close { key } => self.close(key),
+            RecordMessage::Close { key, step } => self.close(key, step),
+        }
+    }
+
+    /// Goes on with the file of an earlier process.
+    fn resume(&mut self, key: u64, path: &Path, label: String, header: Header, step: u64) {
+        self.close(key, None);
+        let mut session = Session::new(label, header, step);
+        let text = match Writer::reopen(path, &session.header, step) {
+            Ok(writer) => {
+                session.counted = Counted {
+                    frames: writer.frames_in_file(),
+                    safe: writer.frames_safe(),
+                    bytes: writer.bytes_written(),
+                };
+                session.writer = Some(writer);
+                let path = path.to_owned();
+                self.notify(key, RecordNoticeKind::Opened { path });
+                "resumed after a restart of the server".to_owned()
+            }
+            Err(error) => {
+                let error = format!("{error}; the simulation goes on in another file");
+                lock(&self.shared.status).last_error = Some(error.clone());
+                self.notify(key, RecordNoticeKind::Failed { error });
+                format!("continues {}", path.display())
+            }
+        };
+        self.sessions.insert(key, session);
+        self.attend(key, |writer, _| {
+            writer.push_event(step, text);
+            Ok(())
+        });
+    }
+
+    /// Everything taken so far for `key` goes to the file or its journal.
+    fn make_safe(&mut self, key: u64) -> Result<Option<PathBuf>, TrajectoryError> {
+        if !self.sessions.contains_key(&key) {
+            return Ok(None);
+        }
+        self.attend(key, |writer, _| writer.flush());
+        let Some(session) = self.sessions.get(&key) else {
+            return Ok(None);
+        };
+        match &session.writer {
+            Some(writer) if !session.failing => Ok(Some(writer.path().to_owned())),
+            _ => {
+                let error = lock(&self.shared.status).last_error.clone();
+                Err(TrajectoryError::Invalid(error.unwrap_or_default()))
+            }
         }
     }
 
@@ -230,8 +353,9 @@ impl Recording {
             return;
         };
         session.last_step = frame.step;
-        let full = session.writer.as_ref().is_none_or(Writer::is_full);
-        if full {
+        let full = session.writer.as_ref().is_some_and(Writer::is_full);
+        // Without a file it is only tried again at the next flush, not at every frame.
+        if full || (session.writer.is_none() && session.failing) {
             session.dropped += 1;
             lock(&self.shared.status).frames_dropped += 1;
             return;
@@ -271,6 +395,7 @@ impl Recording {
         }
         let keys: Vec<u64> = self.sessions.keys().copied().collect();
         for key in keys {
+            self.give_up_removed_file(key);
             self.attend(key, |writer, failing| {
                 // While the file fails there is no point in filling the journal as well, but a
                 // journal that still fits saves what is held back.
@@ -283,6 +408,25 @@ impl Recording {
                 }
             });
         }
+    }
+
+    /// What is written to a file that somebody has removed is lost without an error, so it is
+    /// looked for; the recording goes on in a new file as soon as that can be created.
+    fn give_up_removed_file(&mut self, key: u64) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let Some(Err(error)) = session.writer.as_ref().map(Writer::check_presence) else {
+            return;
+        };
+        if let Some(writer) = session.writer.take() {
+            session.dropped += writer.frames() - writer.frames_in_file();
+            writer.abandon();
+        }
+        session.failing = true;
+        let error = error.to_string();
+        lock(&self.shared.status).last_error = Some(error.clone());
+        self.notify(key, RecordNoticeKind::Failed { error });
     }
 
     /// Does something with the file of `key`, creating it if it is missing, and tells when its
@@ -362,9 +506,18 @@ impl Recording {
         }
     }
 
-    fn close(&mut self, key: u64) {
+    fn close(&mut self, key: u64, step: Option<u64>) {
         if !self.sessions.contains_key(&key) {
             return;
+        }
+        if let Some(step) = step {
+            self.attend(key, |writer, _| {
+                if writer.is_replaying() {
+                    let text = "stopped here; the frames after it were computed before a restart";
+                    writer.push_event(step, text.to_owned());
+                }
+                Ok(())
+            });
         }
         // The last frames of a failing file deserve another attempt before it is given up.
         for _ in 0..CLOSE_ATTEMPTS {

@@ -25,6 +25,66 @@ pub struct RepairReport {
     pub events: u64,
 }
 
+/// Makes every recording of a directory readable again that a killed writer has left behind and
+/// that nobody writes. Answers how many, and what could not be mended.
+///
+/// Of a recording that was killed before its first frame nothing remains, unless it is one of
+/// `wanted`: files that somebody is about to go on with.
+///
+/// # Errors
+/// A directory that cannot be read.
+pub fn repair_directory(
+    directory: &Path,
+    wanted: &[PathBuf],
+) -> Result<(usize, Vec<TrajectoryError>), TrajectoryError> {
+    let mut mended = 0;
+    let mut failed = Vec::new();
+    let entries = std::fs::read_dir(directory).map_err(|e| TrajectoryError::file(directory, e))?;
+    let mut paths: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "h5"))
+        .collect();
+    paths.sort();
+    for path in paths {
+        let journal = journal::journal_path(&path);
+        // A writer has its journal before it opens the file, so without one nobody writes.
+        if !journal.exists() && !superblock::is_marked_open(&path).unwrap_or(false) {
+            continue;
+        }
+        let began = journal.exists();
+        let done = match repair(&path) {
+            Ok(report) if report.frames == 0 && began && !wanted.contains(&path) => {
+                std::fs::remove_file(&path).map_err(|e| TrajectoryError::file(&path, e))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => remove_unborn(&path).and_then(|removed| match removed {
+                true => Ok(()),
+                false => Err(error),
+            }),
+        };
+        match done {
+            Ok(()) => mended += 1,
+            Err(error) => failed.push(error),
+        }
+    }
+    Ok((mended, failed))
+}
+
+/// Removes a file whose writer was killed while it was being created; whether it was one.
+fn remove_unborn(path: &Path) -> Result<bool, TrajectoryError> {
+    let error = |e: std::io::Error| TrajectoryError::file(path, e);
+    let Some(left) = LeftOver::open(path).map_err(error)? else {
+        return Ok(false);
+    };
+    if !left.records().is_empty() {
+        return Ok(false);
+    }
+    std::fs::remove_file(path).map_err(error)?;
+    std::fs::remove_file(&left.path).map_err(error)?;
+    Ok(true)
+}
+
 /// Makes `path` readable again: clears the mark of an open file, cuts all elements to the
 /// frames that are whole, appends the frames and events of the journal, removes the
 /// journal.
@@ -71,6 +131,9 @@ pub fn repair(path: &Path) -> Result<RepairReport, TrajectoryError> {
             match record.kind {
                 journal::FRAME if index == frames + batch.rows() => {
                     batch.push_encoded(record.payload);
+                }
+                journal::CUT if (frames..frames + batch.rows()).contains(&index) => {
+                    batch.truncate(index - frames);
                 }
                 journal::EVENT if index == events + new_events.len() => {
                     if let Some((step, text)) = record.payload.split_first_chunk::<8>() {

@@ -7,8 +7,8 @@ use tokio::sync::mpsc::{Receiver, channel, error::TryRecvError};
 use umaserve::comm::SessionId;
 use umaserve::engine::{EngineHandle, Event};
 use umaserve::session::{
-    ClientMessage, Content, Delta, Edit, Frame, Notice, Owner, Payload, RawParameters,
-    ServerMessage, Start, Ticket,
+    ClientMessage, Content, Delta, Edit, Frame, Goodbye, Notice, Owner, Payload, RawParameters,
+    ServerMessage, SessionState, Start, Ticket,
 };
 use umaserve::system::System;
 
@@ -18,8 +18,8 @@ pub struct Viewer {
     pub id: SessionId,
     engine: EngineHandle,
     messages: Receiver<ServerMessage>,
-    seq: u64,
-    last_seen: u64,
+    pub seq: u64,
+    pub last_seen: u64,
 }
 
 /// What a viewer hears next.
@@ -27,6 +27,10 @@ pub struct Viewer {
 pub enum Heard {
     Frame(Box<Frame>),
     Notice(Notice),
+    /// Where the session stands.
+    State(Box<SessionState>),
+    /// The socket would be closed, for this reason.
+    Goodbye(Goodbye),
     /// The engine has let the connection go.
     End,
 }
@@ -73,39 +77,58 @@ impl Viewer {
     }
 
     pub fn say(&mut self, payload: Payload) {
+        self.tell(ClientMessage {
+            payload,
+            ..ClientMessage::default()
+        });
+    }
+
+    /// With the counters filled in.
+    fn tell(&mut self, message: ClientMessage) {
         self.seq += 1;
         let message = ClientMessage {
             seq: self.seq,
             ack: Some(self.last_seen),
             user_interaction_count: Some(self.seq),
-            payload,
-            ..ClientMessage::default()
+            ..message
         };
         let id = self.id;
         let message = Box::new(message);
         self.engine.tell(Event::Message { id, message });
     }
 
+    /// Asks for a session that outlives this connection, or for an earlier one.
+    pub fn attach(&mut self, key: &str) {
+        self.attach_after(key, 0);
+    }
+
+    /// The same, having seen messages up to `seen`.
+    pub fn attach_after(&mut self, key: &str, seen: u64) {
+        self.last_seen = seen;
+        self.tell(ClientMessage {
+            attach: Some(key.to_owned()),
+            ..ClientMessage::default()
+        });
+    }
+
+    pub fn detach(&mut self, detached: bool) {
+        self.tell(ClientMessage {
+            detached: Some(detached),
+            ..ClientMessage::default()
+        });
+    }
+
+    pub fn end_session(&mut self) {
+        self.tell(ClientMessage {
+            end_session: true,
+            ..ClientMessage::default()
+        });
+    }
+
     /// A full snapshot.
     pub fn upload(&mut self, system: &System) {
-        let indices: Vec<u32> = (0..system.len() as u32).collect();
-        self.say(Payload::Edit(Edit {
-            natoms: system.len() as u32,
-            atomic_numbers: Delta {
-                indices: indices.clone(),
-                values: system.numbers.iter().map(|&z| u32::from(z)).collect(),
-            },
-            positions: Delta {
-                indices,
-                values: system.positions.as_flattened().to_vec(),
-            },
-            cell: system
-                .cell
-                .is_periodic()
-                .then(|| system.cell.vectors.as_flattened().to_vec()),
-            full_update: Some(true),
-            ..Edit::default()
-        }));
+        let message = upload_message(system);
+        self.tell(message);
     }
 
     pub fn start_md(&mut self, temperature: f64) {
@@ -153,6 +176,19 @@ impl Viewer {
         match message.content {
             Content::Frame(frame) => Heard::Frame(Box::new((*frame).clone())),
             Content::Notice(notice) => Heard::Notice(notice),
+            Content::State(state) => Heard::State(state),
+            Content::Goodbye(reason) => Heard::Goodbye(reason),
+        }
+    }
+
+    /// Drops frames until the session says where it stands.
+    pub fn hear_state(&mut self) -> SessionState {
+        loop {
+            match self.hear() {
+                Heard::Frame(_) => {}
+                Heard::State(state) => return *state,
+                other => panic!("a state was expected, not {other:?}"),
+            }
         }
     }
 
@@ -170,6 +206,29 @@ impl Viewer {
         let id = self.id;
         let place = Ticket::default();
         self.engine.tell(Event::Disconnected { id, place });
+    }
+}
+
+/// A full snapshot.
+pub fn upload_message(system: &System) -> ClientMessage {
+    let indices: Vec<u32> = (0..system.len() as u32).collect();
+    let cell = system.cell.is_periodic();
+    ClientMessage {
+        payload: Payload::Edit(Edit {
+            natoms: system.len() as u32,
+            atomic_numbers: Delta {
+                indices: indices.clone(),
+                values: system.numbers.iter().map(|&z| u32::from(z)).collect(),
+            },
+            positions: Delta {
+                indices,
+                values: system.positions.as_flattened().to_vec(),
+            },
+            cell: cell.then(|| system.cell.vectors.as_flattened().to_vec()),
+            full_update: Some(true),
+            ..Edit::default()
+        }),
+        ..ClientMessage::default()
     }
 }
 

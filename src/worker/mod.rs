@@ -1,11 +1,16 @@
 //! The life of a worker: take a shard, do its jobs in one batch, send the outcomes back.
 //!
 //! A worker keeps nothing between shards but what makes the next one faster (the potential's own
-//! caches). What goes wrong with a job is that job's error and nobody else's.
+//! caches). What goes wrong with a job is that job's error and nobody else's. What goes wrong with
+//! the device is no job's error: the worker says so, its jobs are done by others, and it comes back
+//! when the device does.
+
+pub mod fault;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rayon::prelude::*;
 
@@ -16,35 +21,154 @@ use crate::neighbors::NeighborList;
 use crate::potential::{EdgeGradients, EvaluationError, Potential, evaluate};
 use crate::system::{Evaluation, System};
 
-/// Does shards until there are no more. `max_edges` bounds each system.
+/// Does shards until there are no more. `max_edges` bounds each system. If the device fails, the
+/// worker leaves.
 pub fn serve(link: &mut dyn Link, potential: &dyn Potential, max_edges: usize) {
+    // The worker's end is told as its loss.
+    let _ = serve_until_failure(link, potential, max_edges);
+}
+
+/// Does shards until there are no more (`None`) or the device has failed (why).
+fn serve_until_failure(
+    link: &mut dyn Link,
+    potential: &dyn Potential,
+    max_edges: usize,
+) -> Option<String> {
     while let Some(shard) = link.take() {
         let span = tracing::debug_span!("shard", id = shard.id, jobs = shard.jobs.len());
         let started = std::time::Instant::now();
         let outcomes = span.in_scope(|| {
-            let outcomes = run(&shard, potential, max_edges);
+            let outcomes = try_run(&shard, potential, max_edges);
             tracing::debug!(elapsed = ?started.elapsed(), "evaluated");
             outcomes
         });
-        link.answer(shard.id, outcomes);
+        match outcomes {
+            Ok(outcomes) => link.answer(shard.id, outcomes),
+            Err(DeviceFailure(reason)) => return Some(reason),
+        }
     }
+    None
+}
+
+/// Makes a worker's potential, again if its device has failed.
+pub struct PotentialSource {
+    /// Makes the potential on a device that is set up anew.
+    pub create: Box<dyn Fn() -> Result<Arc<dyn Potential>, String> + Send + Sync>,
+    /// A small structure: its energy is the same before and after, or the device is not trusted.
+    pub probe: System,
+}
+
+/// Pauses before each attempt to get a failed device going; after the last the worker gives up.
+const REVIVALS: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+];
+
+/// [`serve`] with a potential that is made anew when its device fails. Answers why the worker
+/// gives up, or `None` when there are no more shards.
+pub fn serve_reviving(
+    link: &mut dyn Link,
+    potential: Arc<dyn Potential>,
+    source: &PotentialSource,
+    max_edges: usize,
+) -> Option<String> {
+    // Not needed before the first failure, and it warms the device up.
+    let expected = energy_of(&*potential, &source.probe);
+    let mut potential = Some(potential);
+    loop {
+        let reason = match &potential {
+            Some(potential) => serve_until_failure(link, &**potential, max_edges)?,
+            None => return Some("it has no device".into()),
+        };
+        tracing::error!(reason, "the device has failed");
+        link.tell_unfit(&reason);
+        // What is left of the old one must be gone before the device is set up anew.
+        potential = None;
+        for pause in REVIVALS {
+            std::thread::sleep(pause);
+            match revive(source, &expected) {
+                Ok(revived) => {
+                    potential = Some(revived);
+                    break;
+                }
+                Err(reason) => tracing::error!(reason, "the device does not come back"),
+            }
+        }
+        if potential.is_none() {
+            return Some(format!("its device does not come back: {reason}"));
+        }
+        tracing::warn!("the device works again");
+        link.tell_fit();
+    }
+}
+
+fn revive(
+    source: &PotentialSource,
+    expected: &Result<f64, String>,
+) -> Result<Arc<dyn Potential>, String> {
+    let potential = guarded(|| (source.create)())??;
+    let found = energy_of(&*potential, &source.probe);
+    match (&found, expected) {
+        (Ok(found), Ok(expected)) if found.to_bits() != expected.to_bits() => Err(format!(
+            "a probe has the energy {found} eV, before it had {expected} eV"
+        )),
+        (Err(reason), Ok(_)) => Err(format!("a probe cannot be evaluated: {reason}")),
+        _ => Ok(potential),
+    }
+}
+
+fn energy_of(potential: &dyn Potential, system: &System) -> Result<f64, String> {
+    let answers = guarded(|| evaluate(potential, &[system], usize::MAX))?;
+    match answers.into_iter().next() {
+        Some(Ok(evaluation)) => Ok(evaluation.energy),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("no answer".into()),
+    }
+}
+
+/// The device has failed; why. No job of the shard has an outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceFailure(pub String);
+
+/// [`try_run`]; a failure of the device becomes the error of every job.
+pub fn run(shard: &Shard, potential: &dyn Potential, max_edges: usize) -> Vec<Outcome> {
+    try_run(shard, potential, max_edges).unwrap_or_else(|DeviceFailure(reason)| {
+        let error = EvaluationError::Device(reason).to_string();
+        let outcome = |job: &Job| Outcome {
+            session: job.session,
+            serial: job.serial,
+            result: Err(error.clone()),
+            edges: 0,
+        };
+        shard.jobs.iter().map(outcome).collect()
+    })
 }
 
 /// The outcomes of a shard, one per job, in order. All jobs are evaluated in one batch (two, if
 /// some of them have to know the forces before their first step).
-pub fn run(shard: &Shard, potential: &dyn Potential, max_edges: usize) -> Vec<Outcome> {
+///
+/// # Errors
+/// The device fails.
+pub fn try_run(
+    shard: &Shard,
+    potential: &dyn Potential,
+    max_edges: usize,
+) -> Result<Vec<Outcome>, DeviceFailure> {
     let mut progress: Vec<Progress> = shard.jobs.iter().map(Progress::new).collect();
 
     evaluate_batch(&mut progress, potential, max_edges, |p| {
         p.method().is_some() && p.state.evaluation.is_none()
-    });
+    })?;
     progress.par_iter_mut().for_each(|p| {
         p.try_to(|p| match p.method() {
             Some(method) => begin_step(method, &mut p.state).map_err(|e| e.to_string()),
             None => Ok(()),
         });
     });
-    evaluate_batch(&mut progress, potential, max_edges, |_| true);
+    evaluate_batch(&mut progress, potential, max_edges, |_| true)?;
     progress.par_iter_mut().for_each(|p| {
         p.try_to(|p| {
             if let Some(method) = p.method()
@@ -55,7 +179,7 @@ pub fn run(shard: &Shard, potential: &dyn Potential, max_edges: usize) -> Vec<Ou
             Ok(())
         });
     });
-    progress.into_iter().map(Progress::finish).collect()
+    Ok(progress.into_iter().map(Progress::finish).collect())
 }
 
 /// A job on its way.
@@ -109,13 +233,13 @@ fn evaluate_batch(
     potential: &dyn Potential,
     max_edges: usize,
     wanted: impl Fn(&Progress) -> bool,
-) {
+) -> Result<(), DeviceFailure> {
     let mut chosen: Vec<&mut Progress> = jobs
         .iter_mut()
         .filter(|p| p.error.is_none() && wanted(p))
         .collect();
     if chosen.is_empty() {
-        return;
+        return Ok(());
     }
     let systems: Vec<&System> = chosen.iter().map(|p| &p.state.system).collect();
     for progress in &chosen {
@@ -129,7 +253,7 @@ fn evaluate_batch(
             "evaluating"
         );
     }
-    let answers = evaluate_guarded(potential, &systems, max_edges);
+    let answers = evaluate_guarded(potential, &systems, max_edges)?;
     for (progress, (answer, edges)) in chosen.iter_mut().zip(answers) {
         progress.edges = edges;
         match answer {
@@ -137,6 +261,7 @@ fn evaluate_batch(
             Err(error) => progress.error = Some(error),
         }
     }
+    Ok(())
 }
 
 /// Evaluations or errors, and the edges of each system.
@@ -144,7 +269,11 @@ type Answers = Vec<(Result<Evaluation, String>, u64)>;
 
 /// Evaluates in one batch. If that panics, each system is evaluated alone, so that only the one
 /// that cannot be borne fails: answers do not depend on the batch.
-fn evaluate_guarded(potential: &dyn Potential, systems: &[&System], max_edges: usize) -> Answers {
+fn evaluate_guarded(
+    potential: &dyn Potential,
+    systems: &[&System],
+    max_edges: usize,
+) -> Result<Answers, DeviceFailure> {
     let counted = EdgeCount {
         potential,
         edges: Mutex::default(),
@@ -155,22 +284,25 @@ fn evaluate_guarded(potential: &dyn Potential, systems: &[&System], max_edges: u
                 .edges
                 .into_inner()
                 .unwrap_or_else(PoisonError::into_inner);
-            systems
-                .iter()
-                .zip(results)
+            let answers = systems.iter().zip(results);
+            answers
                 .map(|(system, result)| {
                     let edges = edges.get(&address(system)).copied().unwrap_or(0);
-                    (result.map_err(|error| error.to_string()), edges)
+                    match result {
+                        Err(EvaluationError::Device(reason)) => Err(DeviceFailure(reason)),
+                        result => Ok((result.map_err(|error| error.to_string()), edges)),
+                    }
                 })
                 .collect()
         }
-        Err(error) if systems.len() == 1 => vec![(Err(error), 0)],
+        Err(error) if systems.len() == 1 => Ok(vec![(Err(error), 0)]),
         Err(error) => {
             tracing::error!(error, systems = systems.len(), "evaluating one by one");
-            systems
-                .iter()
-                .flat_map(|system| evaluate_guarded(potential, &[system], max_edges))
-                .collect()
+            let mut answers = Vec::new();
+            for system in systems {
+                answers.extend(evaluate_guarded(potential, &[system], max_edges)?);
+            }
+            Ok(answers)
         }
     }
 }
@@ -227,4 +359,27 @@ pub fn thread_body(
     max_edges: usize,
 ) -> impl Fn(usize, &mut crate::comm::thread::ThreadLink) + Send + Sync + 'static {
     move |_, link| serve(link, &*potential, max_edges)
+}
+
+/// The same with a potential that is made anew when its device fails.
+pub fn reviving_thread_body(
+    potential: Arc<dyn Potential>,
+    source: PotentialSource,
+    max_edges: usize,
+) -> impl Fn(usize, &mut crate::comm::thread::ThreadLink) + Send + Sync + 'static {
+    // Held by nobody else: a failed device must be gone before it is set up anew.
+    let first = Mutex::new(Some(potential));
+    move |_, link| {
+        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let potential = match first.map_or_else(|| (source.create)(), Ok) {
+            Ok(potential) => potential,
+            Err(reason) => {
+                tracing::error!(reason, "a worker without a device");
+                return;
+            }
+        };
+        if let Some(reason) = serve_reviving(link, potential, &source, max_edges) {
+            tracing::error!(reason, "the worker gives up");
+        }
+    }
 }

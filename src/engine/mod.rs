@@ -9,6 +9,10 @@
 //! outcomes with pauses from microseconds to a tenth of a millisecond; without shards it sleeps
 //! until a viewer or a deadline wakes it.
 
+mod attendance;
+mod ending;
+mod safekeeping;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,13 +22,19 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::error::TrySendError;
 
+pub use ending::Ending;
+pub use safekeeping::{NoStore, StateStore};
+
 use crate::comm::thread::{Waker, panic_message};
 use crate::comm::{Job, Outcome, SendError, SessionId, WorkerEvent, Workers};
 use crate::metrics::Metrics;
 use crate::scheduler::{Dispatch, Scheduler};
 use crate::session::{
-    ClientMessage, Content, Owner, Record, ServerMessage, Session, SessionSettings, Ticket,
+    ClientMessage, Content, Owner, Record, ServerMessage, Session, SessionKey, SessionSettings,
+    Ticket,
 };
+use attendance::Connection;
+use safekeeping::Safekeeping;
 
 /// Events taken before sessions act and shards leave: a flood of messages must not keep results
 /// waiting.
@@ -33,8 +43,12 @@ const EVENTS_PER_TURN: usize = 1024;
 /// Longest pause between two looks for outcomes while shards are out.
 const LONGEST_POLL_PAUSE: Duration = Duration::from_micros(100);
 
-/// Longest sleep where workers cannot wake the loop, so that a loss is noticed without a shard.
+/// Longest sleep: a lost worker, a shard that does not come back and the recorder's notices are
+/// looked for at least so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// How often the recorder is asked for notices.
+const NOTICE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How soon to knock again at a viewer's queue that is full.
 const RETRY: Duration = Duration::from_millis(2);
@@ -48,9 +62,10 @@ pub type ToViewer = tokio::sync::mpsc::Sender<ServerMessage>;
 /// Everything that can happen to the engine.
 #[derive(Debug)]
 pub enum Event {
-    /// A viewer has connected.
+    /// A viewer has connected. Its first message says whether it wants a new session, which then
+    /// has the number of the connection, or an earlier one.
     Connected {
-        /// The new session.
+        /// The new connection.
         id: SessionId,
         /// Where its messages go. Dropped when the session ends.
         to_viewer: ToViewer,
@@ -59,7 +74,7 @@ pub enum Event {
     },
     /// A viewer has said something.
     Message {
-        /// Whose session.
+        /// Its connection.
         id: SessionId,
         /// What.
         message: Box<ClientMessage>,
@@ -73,9 +88,9 @@ pub enum Event {
     },
     /// A viewer is gone.
     Disconnected {
-        /// Whose session.
+        /// Its connection.
         id: SessionId,
-        /// The session's place among the allowed ones, given back with the session.
+        /// The connection's place among the allowed ones, given back with the connection.
         place: Ticket,
     },
     /// A worker has something to tell; the loop asks for it.
@@ -86,6 +101,8 @@ pub enum Event {
     Deadline,
     /// Stop: end all sessions, close the recordings, dismiss the workers.
     ShutDown,
+    /// The same, because the server is about to start again: viewers are told to come back.
+    Drain,
 }
 
 /// Speaks to the engine from other threads.
@@ -124,6 +141,24 @@ pub trait RecordSink {
 
     /// No records follow; returns when everything is on disk.
     fn finish(&mut self);
+
+    /// What has happened to recordings since the last call, in order.
+    fn take_notices(&mut self) -> Vec<(SessionId, RecordingNotice)> {
+        Vec::new()
+    }
+}
+
+/// What happens to the recording of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordingNotice {
+    /// A file of this name is being written.
+    Opened(String),
+    /// The file is complete.
+    Closed,
+    /// The file cannot be written; its frames are lost until it can.
+    Failed(String),
+    /// The file can be written again; so many frames are missing.
+    Recovered(u64),
 }
 
 /// Records nothing.
@@ -153,6 +188,11 @@ pub struct EngineSettings {
     pub edge_budget: u64,
     /// Where things are counted.
     pub metrics: Arc<Metrics>,
+    /// How long a worker may take for a shard before it counts as hung, which ends the engine.
+    pub shard_timeout: Duration,
+    /// Whether the server can start again where it has ended: then it ends when all workers are
+    /// lost, instead of telling every session that its step has failed.
+    pub restartable: bool,
 }
 
 impl Default for EngineSettings {
@@ -164,6 +204,8 @@ impl Default for EngineSettings {
             max_backlog: 4096,
             edge_budget: 5_000,
             metrics: Arc::default(),
+            shard_timeout: Duration::from_secs(1800),
+            restartable: false,
         }
     }
 }
@@ -183,37 +225,88 @@ pub struct Statistics {
     pub queued_jobs: AtomicU64,
     /// Workers now.
     pub workers: AtomicU64,
+    /// Sessions that wait for their viewer to come back.
+    pub held_sessions: AtomicU64,
+    /// Sessions whose simulation runs without a viewer.
+    pub detached_sessions: AtomicU64,
+    /// Sessions that a viewer has resumed.
+    pub resumed_sessions: AtomicU64,
+    /// States of sessions given to the store.
+    pub saves: AtomicU64,
+    /// Times that a recording could not be written.
+    pub recording_failures: AtomicU64,
+    /// Frames that are missing in recordings.
+    pub frames_lost: AtomicU64,
+    /// Times that the device of a worker has failed.
+    pub device_failures: AtomicU64,
 }
 
 /// A session and what surrounds it.
 struct Seat {
     session: Session,
-    to_viewer: ToViewer,
-    /// What does not fit into `to_viewer` yet.
+    /// The connection of its viewer, if one is there.
+    viewer: Option<SessionId>,
+    /// Since when the session waits for a viewer.
+    alone_since: Instant,
+    /// What does not fit into the queue of the viewer yet.
     backlog: VecDeque<ServerMessage>,
     span: tracing::Span,
     wake_at: Option<Instant>,
     /// When the job that is out became ready.
     job_since: Option<Instant>,
+    /// Whose it is; not known of a restored session until somebody comes for it.
+    owner: Option<Arc<Owner>>,
+    /// Name of the file that is being recorded.
+    recording: Option<String>,
+    safekeeping: Safekeeping,
+}
+
+impl Seat {
+    fn new(session: Session, now: Instant) -> Seat {
+        let span = tracing::info_span!("session", id = session.id().0);
+        span.in_scope(|| tracing::debug!("session begins"));
+        Seat {
+            session,
+            viewer: None,
+            alone_since: now,
+            backlog: VecDeque::new(),
+            span,
+            wake_at: None,
+            recording: None,
+            safekeeping: Safekeeping::default(),
+            job_since: None,
+            owner: None,
+        }
+    }
 }
 
 /// Why a session ends.
 #[derive(Debug)]
 enum Farewell {
     Disconnected,
+    /// The viewer has asked for it.
+    Asked,
+    /// Nobody has come back.
+    Forgotten,
+    /// Its place is needed for another.
+    Evicted,
     TooSlow,
     TooManyMessages,
     Panic(String),
 }
 
-/// Owns sessions, scheduler, workers and recorder.
-pub struct Engine<W, R> {
+/// Owns sessions, scheduler, workers, recorder and the store of states.
+pub struct Engine<W, R, S = NoStore> {
     settings: EngineSettings,
     events: Receiver<Event>,
     workers: W,
     recorder: R,
+    store: S,
     scheduler: Scheduler,
+    connections: HashMap<SessionId, Connection>,
     sessions: HashMap<SessionId, Seat>,
+    /// Sessions that can be resumed.
+    keys: HashMap<SessionKey, SessionId>,
     /// Wake-up times of the sessions that have one.
     deadlines: BTreeSet<(Instant, SessionId)>,
     /// Sessions to which something has happened in this turn. Ordered: the same events give
@@ -222,12 +315,28 @@ pub struct Engine<W, R> {
     statistics: Arc<Statistics>,
     poll_since: Instant,
     counted_at: Option<Instant>,
-    leaving: bool,
+    /// Since when each worker is busy with the shard in hand.
+    busy_since: Vec<Option<Instant>>,
+    next_notices: Instant,
+    ending: Option<Ending>,
 }
 
 impl<W: Workers, R: RecordSink> Engine<W, R> {
-    /// An engine that hears `events`.
+    /// An engine that hears `events` and keeps no states.
     pub fn new(settings: EngineSettings, events: Receiver<Event>, workers: W, recorder: R) -> Self {
+        Engine::with_store(settings, events, workers, recorder, NoStore)
+    }
+}
+
+impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
+    /// An engine that hears `events` and keeps the states of its sessions in `store`.
+    pub fn with_store(
+        settings: EngineSettings,
+        events: Receiver<Event>,
+        workers: W,
+        recorder: R,
+        store: S,
+    ) -> Self {
         let count = workers.devices().len();
         let statistics = Arc::new(Statistics::default());
         statistics.workers.store(count as u64, Ordering::Relaxed);
@@ -238,13 +347,18 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
             events,
             workers,
             recorder,
+            store,
+            connections: HashMap::new(),
             sessions: HashMap::new(),
+            keys: HashMap::new(),
             deadlines: BTreeSet::new(),
             touched: BTreeSet::new(),
             statistics,
             poll_since: Instant::now(),
             counted_at: None,
-            leaving: false,
+            busy_since: vec![None; count],
+            next_notices: Instant::now(),
+            ending: None,
         }
     }
 
@@ -253,20 +367,17 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         self.statistics.clone()
     }
 
-    /// Serves until [`Event::ShutDown`] or until all handles are gone; then ends all sessions,
-    /// finishes the recordings and dismisses the workers.
-    pub fn run(mut self) {
-        while !self.leaving {
+    /// Serves until [`Event::ShutDown`] or [`Event::Drain`], until all handles are gone, or until
+    /// it cannot go on; then keeps the states of the sessions, finishes the recordings and
+    /// dismisses the workers.
+    pub fn run(mut self) -> Ending {
+        loop {
             let first = self.wait();
             self.turn(first);
+            if let Some(ending) = self.ending.take() {
+                return self.leave(ending);
+            }
         }
-        tracing::info!(sessions = self.sessions.len(), "shutting down");
-        let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
-        for id in ids {
-            self.end(id, &Farewell::Disconnected);
-        }
-        self.recorder.finish();
-        self.workers.shut_down();
     }
 
     /// One turn of the loop.
@@ -286,6 +397,8 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
             self.apply(Event::Worker(event), now);
         }
         self.apply(Event::Deadline, now);
+        self.watch_shards(now);
+        self.pass_notices(now);
         loop {
             for id in std::mem::take(&mut self.touched) {
                 self.let_act(id);
@@ -298,11 +411,10 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         }
         let queued = self.scheduler.queued() as u64;
         self.statistics.queued_jobs.store(queued, Ordering::Relaxed);
-        let sessions = self.sessions.len() as u64;
-        self.statistics.sessions.store(sessions, Ordering::Relaxed);
+        self.count_sessions();
         let metrics = &self.settings.metrics;
         metrics.queued_jobs.set(queued as i64);
-        metrics.sessions.set(sessions as i64);
+        metrics.sessions.set(self.sessions.len() as i64);
         if self.counted_at.is_none_or(|at| now > at + COUNT_INTERVAL) {
             self.counted_at = Some(now);
             let unacked = self.sessions.values().map(|seat| seat.session.unacked());
@@ -317,10 +429,10 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
     /// Waits for something to do.
     fn wait(&mut self) -> Option<Event> {
         let now = Instant::now();
-        let mut longest = self
-            .deadlines
-            .first()
-            .map(|(at, _)| at.saturating_duration_since(now));
+        let mut longest = match self.deadlines.first() {
+            Some((at, _)) => at.saturating_duration_since(now).min(LONGEST_SLEEP),
+            None => LONGEST_SLEEP,
+        };
         if !self.workers.wakes_engine() {
             let pause = if self.scheduler.shards_out() == 0 {
                 self.poll_since = now;
@@ -331,15 +443,11 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
                 let waited = now.saturating_duration_since(self.poll_since);
                 (waited / 20).min(LONGEST_POLL_PAUSE)
             };
-            longest = Some(longest.map_or(pause, |d| d.min(pause)));
+            longest = longest.min(pause);
         }
         match longest {
-            None => match self.events.recv() {
-                Ok(event) => Some(event),
-                Err(_) => Some(Event::ShutDown),
-            },
-            Some(Duration::ZERO) => self.events.try_recv().ok(),
-            Some(longest) => match self.events.recv_timeout(longest) {
+            Duration::ZERO => self.events.try_recv().ok(),
+            longest => match self.events.recv_timeout(longest) {
                 Ok(event) => Some(event),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => Some(Event::ShutDown),
@@ -354,15 +462,11 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
                 id,
                 to_viewer,
                 owner,
-            } => self.connect(id, to_viewer, &owner, now),
-            Event::Message { id, message } => {
-                self.with_session(id, |session| session.receive(*message, now));
-            }
-            Event::Announce { id, text } => {
-                self.with_session(id, |session| session.announce(&text));
-            }
+            } => self.connect(id, to_viewer, owner),
+            Event::Message { id, message } => self.hear(id, *message, now),
+            Event::Announce { id, text } => self.announce(id, &text),
             Event::Disconnected { id, place } => {
-                self.end(id, &Farewell::Disconnected);
+                self.disconnect(id, now);
                 drop(place);
             }
             Event::WorkerWaits => {}
@@ -374,6 +478,13 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
             Event::Worker(WorkerEvent::Lost { worker, reason }) => {
                 self.lose(worker, &reason, now);
             }
+            Event::Worker(WorkerEvent::Hung { worker, reason }) => {
+                self.give_up(format!("{} {reason}", self.name_of(worker)));
+            }
+            Event::Worker(WorkerEvent::Unfit { worker, reason }) => {
+                self.suspend(worker, &reason, now);
+            }
+            Event::Worker(WorkerEvent::Fit { worker }) => self.take_in_again(worker),
             Event::Deadline => {
                 while let Some(&(at, id)) = self.deadlines.first()
                     && at <= now
@@ -385,33 +496,9 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
                     self.with_session(id, |session| session.tick(now));
                 }
             }
-            Event::ShutDown => self.leaving = true,
+            Event::ShutDown => self.ending = self.ending.take().or(Some(Ending::Stopped)),
+            Event::Drain => self.ending = self.ending.take().or(Some(Ending::Drained)),
         }
-    }
-
-    fn connect(&mut self, id: SessionId, to_viewer: ToViewer, owner: &Owner, now: Instant) {
-        if self.sessions.len() >= self.settings.max_sessions {
-            // Dropping the sender closes the connection.
-            tracing::warn!(
-                session = id.0,
-                limit = self.settings.max_sessions,
-                "refused: too many sessions"
-            );
-            return;
-        }
-        let span = tracing::info_span!("session", id = id.0);
-        span.in_scope(|| tracing::debug!("session begins"));
-        let session =
-            Session::new(id, self.settings.session.clone(), now).with_allowance(owner.allowance());
-        let seat = Seat {
-            session,
-            to_viewer,
-            backlog: VecDeque::new(),
-            span,
-            wake_at: None,
-            job_since: None,
-        };
-        self.sessions.insert(id, seat);
     }
 
     /// Lets a session take something; its panic ends it and nobody else.
@@ -441,7 +528,7 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
     fn let_act(&mut self, id: SessionId) {
         let now = Instant::now();
         if let Err(farewell) = self.forward(id) {
-            return self.end(id, &farewell);
+            return self.let_go(id, &farewell, now);
         }
         // A viewer that does not keep up gets no new steps until it does.
         let keeps_up = |seat: &Seat| seat.backlog.is_empty();
@@ -450,7 +537,7 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
             self.with_session(id, |session| job = session.next_job(now));
             self.queue_job(job);
             if let Err(farewell) = self.forward(id) {
-                return self.end(id, &farewell);
+                return self.let_go(id, &farewell, now);
             }
         }
         self.touched.remove(&id);
@@ -460,12 +547,22 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         for record in seat.session.take_records() {
             self.recorder.record(id, record);
         }
+        let next_save = seat.keep(now, &mut self.store, &self.statistics);
+        let expires = seat.expires(now, self.settings.session.reconnect);
+        if expires.is_some_and(|at| at <= now) {
+            return self.end(id, &Farewell::Forgotten);
+        }
         // It has just acted, so a time that has passed cannot be meant; never spin on one.
         let soonest = now + Duration::from_millis(1);
         let wake_at = match seat.backlog.is_empty() {
-            true => seat.session.wake_at().map(|at| at.max(soonest)),
+            true => seat.session.wake_at(),
             false => Some(now + RETRY),
         };
+        let wake_at = [wake_at, next_save, expires]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| at.max(soonest));
         if wake_at != seat.wake_at {
             if let Some(old) = seat.wake_at {
                 self.deadlines.remove(&(old, id));
@@ -500,14 +597,20 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
             }
             seat.backlog.push_back(message);
         }
+        let connection = seat.viewer.and_then(|id| self.connections.get(&id));
+        let Some(connection) = connection else {
+            seat.backlog.clear();
+            return Ok(());
+        };
         while let Some(message) = seat.backlog.pop_front() {
-            match seat.to_viewer.try_send(message) {
+            match connection.to_viewer.try_send(message) {
                 Ok(()) => {}
                 Err(TrySendError::Full(message)) => {
                     seat.backlog.push_front(message);
                     break;
                 }
-                Err(TrySendError::Closed(_)) => return Err(Farewell::Disconnected),
+                // That the viewer is gone is told by its connection.
+                Err(TrySendError::Closed(_)) => seat.backlog.clear(),
             }
         }
         match seat.backlog.len() > self.settings.max_backlog {
@@ -516,40 +619,13 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
         }
     }
 
-    /// Ends a session: its work is dropped, its recording closed, its socket let go.
-    fn end(&mut self, id: SessionId, farewell: &Farewell) {
-        let Some(mut seat) = self.sessions.remove(&id) else {
-            return;
-        };
-        self.touched.remove(&id);
-        self.scheduler.remove(id);
-        if let Some(at) = seat.wake_at {
-            self.deadlines.remove(&(at, id));
-        }
-        seat.span.in_scope(|| match farewell {
-            Farewell::Disconnected => tracing::debug!("session ended"),
-            Farewell::TooSlow => tracing::warn!("session ended: the viewer does not read"),
-            Farewell::TooManyMessages => tracing::warn!(
-                limit = self.settings.max_waiting_messages,
-                "session ended: too many undigested messages"
-            ),
-            Farewell::Panic(panic) => tracing::error!(panic, "session ended by an internal error"),
-        });
-        if !matches!(farewell, Farewell::Panic(_)) {
-            seat.session.close();
-        }
-        for record in seat.session.take_records() {
-            self.recorder.record(id, record);
-        }
-        self.recorder.close(id);
-    }
-
     fn complete(&mut self, worker: usize, shard: u64, outcomes: Vec<Outcome>, now: Instant) {
         if !self.scheduler.complete(worker, shard, &outcomes) {
             tracing::warn!(worker, shard, "outcomes of a shard that is not out");
             return;
         }
         self.statistics.shards.fetch_add(1, Ordering::Relaxed);
+        self.busy_since[worker] = (self.scheduler.shards_of(worker) > 0).then_some(now);
         for outcome in outcomes {
             self.deliver(outcome, now);
         }
@@ -587,22 +663,75 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
 
     /// A worker is gone: the others do its jobs.
     fn lose(&mut self, worker: usize, reason: &str, now: Instant) {
-        if self.leaving {
-            return;
-        }
         let given_up = self.scheduler.lose_worker(worker);
-        let left = self.scheduler.workers_alive();
-        self.statistics
-            .workers
-            .store(left as u64, Ordering::Relaxed);
-        self.settings.metrics.workers.set(left as i64);
+        self.busy_since[worker] = None;
+        let left = self.count_workers();
         tracing::error!(worker, reason, left, "worker lost");
+        if self.settings.restartable && self.scheduler.workers_left() == 0 {
+            return self.give_up(format!(
+                "no worker is left: {} {reason}",
+                self.name_of(worker)
+            ));
+        }
         self.fail(given_up, "the workers that tried this step were lost", now);
+    }
+
+    /// The device of a worker has failed: the others do its jobs until it has another.
+    fn suspend(&mut self, worker: usize, reason: &str, now: Instant) {
+        self.statistics
+            .device_failures
+            .fetch_add(1, Ordering::Relaxed);
+        let given_up = self.scheduler.suspend_worker(worker);
+        self.busy_since[worker] = None;
+        let left = self.count_workers();
+        tracing::error!(worker, reason, left, "the device of a worker has failed");
+        let reason = format!("a device has failed twice in this step: {reason}");
+        self.fail(given_up, &reason, now);
+    }
+
+    fn take_in_again(&mut self, worker: usize) {
+        self.scheduler.restore_worker(worker);
+        let workers = self.count_workers();
+        tracing::info!(worker, workers, "the worker has a device again");
+    }
+
+    fn count_workers(&self) -> usize {
+        let alive = self.scheduler.workers_alive();
+        let count = &self.statistics.workers;
+        count.store(alive as u64, Ordering::Relaxed);
+        self.settings.metrics.workers.set(alive as i64);
+        alive
+    }
+
+    /// A shard that does not come back is as good as a lost worker, but holds its place.
+    fn watch_shards(&mut self, now: Instant) {
+        let timeout = self.settings.shard_timeout;
+        let hung = self.busy_since.iter().position(|since| {
+            since.is_some_and(|since| now.saturating_duration_since(since) > timeout)
+        });
+        if let Some(worker) = hung {
+            let name = self.name_of(worker);
+            self.give_up(format!("{name} has had a shard for more than {timeout:?}"));
+        }
+    }
+
+    fn name_of(&self, worker: usize) -> String {
+        let device = self.workers.devices().get(worker);
+        format!("worker {worker} ({})", device.map_or("", String::as_str))
+    }
+
+    /// The engine cannot go on by itself.
+    fn give_up(&mut self, reason: String) {
+        tracing::error!(reason, "giving up");
+        self.ending.get_or_insert(Ending::Failed(reason));
     }
 
     /// Sends shards to workers with a free place.
     fn dispatch(&mut self) {
-        if self.scheduler.workers_alive() == 0 {
+        if self.scheduler.workers_left() == 0 {
+            if self.ending.is_some() {
+                return; // the states before these jobs are kept
+            }
             let jobs = self.scheduler.drain();
             return self.fail(jobs, "no worker is left", Instant::now());
         }
@@ -618,10 +747,12 @@ impl<W: Workers, R: RecordSink> Engine<W, R> {
                 self.poll_since = Instant::now();
             }
             match self.workers.send(worker, shard) {
-                Ok(()) => {}
+                Ok(()) => {
+                    self.busy_since[worker].get_or_insert_with(Instant::now);
+                }
                 Err(SendError::Lost { reason, .. }) => {
                     self.lose(worker, &reason, Instant::now());
-                    if self.scheduler.workers_alive() == 0 {
+                    if self.scheduler.workers_left() == 0 {
                         return self.dispatch();
                     }
                 }
