@@ -29,8 +29,8 @@ fn main() -> ExitCode {
                     serve::run(&config).map(serve::Exit::code)
                 })
         }
-        Command::Connect(args) => connect::connect(args).map(|text| print(&text)),
-        Command::Status(args) => connect::status(args).map(|text| print(&text)),
+        Command::Connect(args) => connect::connect(args).map(|text| print(&text)).map(|()| 0),
+        Command::Status(args) => connect::status(args).map(|text| print(&text)).map(|()| 0),
         Command::Supervise(args) => {
             log(&config::log(LogFormat::Text, &environment)).and_then(|()| supervise::run(args))
         }

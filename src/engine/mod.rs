@@ -594,6 +594,7 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
                     metrics.frames.inc();
                 }
                 Content::Notice(notice) => metrics.count_notice(&notice.message),
+                Content::State(_) | Content::Goodbye(_) => {}
             }
             seat.backlog.push_back(message);
         }
