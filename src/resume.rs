@@ -511,7 +511,7 @@ mod tests {
                 precision: "f32".into(),
                 device: "cpu".into(),
             },
-            recording: (number % 2 == 0).then(|| PathBuf::from("a.h5")),
+            recording: number.is_multiple_of(2).then(|| PathBuf::from("a.h5")),
             state: vec![number as u8; 100],
         }
     }

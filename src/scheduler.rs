@@ -420,10 +420,11 @@ impl Scheduler {
     /// A worker cannot compute for the time being: as [`Scheduler::lose_worker`], but it may come
     /// back.
     pub fn suspend_worker(&mut self, worker: usize) -> Vec<Job> {
-        let was_there = self.workers.get(worker).is_some_and(|w| w.alive);
+        let left = |w: &WorkerQueue| w.alive || w.suspended;
+        let was_left = self.workers.get(worker).is_some_and(left);
         let given_up = self.lose_worker(worker);
         if let Some(queue) = self.workers.get_mut(worker) {
-            queue.suspended |= was_there;
+            queue.suspended = was_left;
         }
         given_up
     }

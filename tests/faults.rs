@@ -230,6 +230,42 @@ fn a_full_disk_is_told_and_the_simulation_goes_on() {
     without_gap(&numbers(place.path(), "run.h5"));
 }
 
+/// Where the system lets this process mount one, a file system that really is full.
+#[test]
+fn a_disk_that_has_room_again_is_recorded_to_again() {
+    let place = tempfile::tempdir().unwrap();
+    let mounted = |command: &str, arguments: &[&str]| {
+        let output = Command::new(command)
+            .args(arguments)
+            .arg(place.path())
+            .output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !mounted("mount", &["-t", "tmpfs", "-o", "size=1m", "none"]) {
+        println!("not tested: no file system can be mounted here");
+        return;
+    }
+    let ballast = place.path().join("ballast");
+    std::fs::write(&ballast, vec![0; 750 << 10]).unwrap();
+    let mut program = Program::start(serve(&keeping(place.path())));
+    let mut viewer = program.viewer();
+    viewer.attach("");
+    viewer.begin("run");
+    let notice = viewer.hear_notice("RECORDING_FAILED");
+    assert!(notice.contains("run.h5"), "{notice}");
+    viewer.hear_frames(20);
+    std::fs::remove_file(&ballast).unwrap();
+    viewer.hear_notice("RECORDING_RESUMED");
+    viewer.hear_frames(5);
+    viewer.end();
+    program.signal("TERM");
+    let code = program.wait();
+    let frames = numbers(place.path(), "run.h5");
+    assert!(mounted("umount", &[]));
+    assert_eq!(code, Some(75));
+    assert!(frames.windows(2).all(|pair| pair[0].0 < pair[1].0));
+}
+
 #[test]
 fn a_hung_evaluation_ends_the_server_with_70_and_nothing_is_lost() {
     let place = tempfile::tempdir().unwrap();

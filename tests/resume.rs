@@ -2,6 +2,8 @@
 //! simulation that was interrupted gives the numbers of one that was not. Engines with real worker
 //! threads, real recordings and real state files, in one process; `tests/faults.rs` kills processes.
 
+#![cfg(feature = "hdf5")]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -417,7 +419,6 @@ fn restore(
 }
 
 /// An engine that records into `place` and keeps states there, going on with what it finds.
-#[cfg(feature = "hdf5")]
 fn recording_server(place: &Path, interval: Duration) -> Running {
     use umaserve::trajectory::{Provenance, Recorder, RecorderSettings, repair_directory};
     let settings = session_settings(true);
@@ -445,7 +446,6 @@ fn recording_server(place: &Path, interval: Duration) -> Running {
 }
 
 /// All frames of the one recording with this label.
-#[cfg(feature = "hdf5")]
 fn recorded(place: &Path, label: &str) -> Vec<umaserve::trajectory::FrameData> {
     use umaserve::trajectory::Trajectory;
     let files: Vec<PathBuf> = std::fs::read_dir(place)
@@ -470,7 +470,6 @@ fn recorded(place: &Path, label: &str) -> Vec<umaserve::trajectory::FrameData> {
 
 /// Runs every method, with `pauses` at which everything is drained and started again; the
 /// recordings.
-#[cfg(feature = "hdf5")]
 fn interrupted_runs(
     place: &Path,
     frames: usize,
@@ -519,7 +518,6 @@ fn interrupted_runs(
     METHODS[..4].iter().map(|m| recorded(place, m.2)).collect()
 }
 
-#[cfg(feature = "hdf5")]
 #[test]
 fn drained_simulations_go_on_bit_for_bit_in_the_same_file() {
     let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -547,7 +545,6 @@ fn drained_simulations_go_on_bit_for_bit_in_the_same_file() {
 }
 
 /// A recording that is ahead of the state, as after a kill: a copy of an old state is put back.
-#[cfg(feature = "hdf5")]
 fn recording_ahead_of_its_state(place: &Path) -> (String, usize) {
     let server = recording_server(place, Duration::from_millis(10));
     let (mut viewer, key) = begin(&server.engine, 1, &cluster(7, 3));
@@ -578,14 +575,12 @@ fn recording_ahead_of_its_state(place: &Path) -> (String, usize) {
     (key, frames)
 }
 
-#[cfg(feature = "hdf5")]
 fn without_gap(frames: &[umaserve::trajectory::FrameData]) {
     for (number, frame) in frames.iter().enumerate() {
         assert_eq!(frame.step, 2 * (number as u64 + 1), "a gap or a repetition");
     }
 }
 
-#[cfg(feature = "hdf5")]
 #[test]
 fn frames_that_come_again_after_a_kill_are_not_recorded_twice() {
     let place = tempfile::tempdir().unwrap();
@@ -608,7 +603,6 @@ fn frames_that_come_again_after_a_kill_are_not_recorded_twice() {
     assert_eq!(after[..frames], before, "bit for bit");
 }
 
-#[cfg(feature = "hdf5")]
 #[test]
 fn frames_that_nobody_does_again_stay() {
     let place = tempfile::tempdir().unwrap();
@@ -622,7 +616,6 @@ fn frames_that_nobody_does_again_stay() {
     assert_eq!(recorded(place.path(), "langevin"), before);
 }
 
-#[cfg(feature = "hdf5")]
 #[test]
 fn another_course_after_a_kill_replaces_the_frames_of_the_first() {
     let place = tempfile::tempdir().unwrap();

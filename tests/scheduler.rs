@@ -47,6 +47,8 @@ enum Step {
     Finish { pick: usize, edges: u64 },
     Close { session: u64 },
     Lose { worker: usize },
+    Suspend { worker: usize },
+    Restore { worker: usize },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -56,6 +58,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (any::<usize>(), 0..5000u64).prop_map(|(pick, edges)| Step::Finish { pick, edges }),
         1 => (0..12u64).prop_map(|session| Step::Close { session }),
         1 => (0..4usize).prop_map(|worker| Step::Lose { worker }),
+        1 => (0..4usize).prop_map(|worker| Step::Suspend { worker }),
+        2 => (0..4usize).prop_map(|worker| Step::Restore { worker }),
     ]
 }
 
@@ -73,6 +77,7 @@ fn play(budget: u64, steps: &[Step]) -> Result<Log, TestCaseError> {
     let mut queued: HashMap<SessionId, u64> = HashMap::new();
     let mut out: Vec<Dispatch> = Vec::new();
     let mut alive = [true; WORKERS];
+    let mut suspended = [false; WORKERS];
 
     let take = |scheduler: &mut Scheduler,
                 queued: &mut HashMap<SessionId, u64>,
@@ -129,9 +134,23 @@ fn play(budget: u64, steps: &[Step]) -> Result<Log, TestCaseError> {
                 scheduler.remove(SessionId(session));
                 queued.remove(&SessionId(session));
             }
-            Step::Lose { worker } => {
+            Step::Restore { worker } => {
+                // A lost worker does not come back.
+                alive[worker] |= std::mem::take(&mut suspended[worker]);
+                scheduler.restore_worker(worker);
+            }
+            Step::Lose { worker } | Step::Suspend { worker } => {
+                let given_up = match *step {
+                    Step::Suspend { .. } => {
+                        suspended[worker] |= alive[worker];
+                        scheduler.suspend_worker(worker)
+                    }
+                    _ => {
+                        suspended[worker] = false;
+                        scheduler.lose_worker(worker)
+                    }
+                };
                 alive[worker] = false;
-                let given_up = scheduler.lose_worker(worker);
                 let lost: Vec<Dispatch> = out.extract_if(.., |d| d.worker == worker).collect();
                 let abandoned: BTreeSet<_> =
                     given_up.iter().map(|j| (j.session, j.serial)).collect();
@@ -151,6 +170,8 @@ fn play(budget: u64, steps: &[Step]) -> Result<Log, TestCaseError> {
         }
         prop_assert_eq!(scheduler.queued(), queued.len());
         prop_assert_eq!(scheduler.shards_out(), out.len());
+        let left = (0..WORKERS).filter(|&w| alive[w] || suspended[w]).count();
+        prop_assert_eq!(scheduler.workers_left(), left);
     }
 
     // With a worker left, everything that is queued leaves and comes back.

@@ -230,3 +230,110 @@ fn a_panic_of_the_potential_costs_only_the_job_that_causes_it() {
 fn an_empty_shard_has_no_outcomes() {
     assert!(run(&shard([]), &potential(), MAX_EDGES).is_empty());
 }
+
+/// A potential whose device fails after some evaluations, and one that takes its place.
+struct Breaking {
+    left: std::sync::atomic::AtomicI64,
+    /// Added to every energy: a device that computes other numbers.
+    shift: f64,
+}
+
+impl Potential for Breaking {
+    fn cutoff_angstrom(&self) -> f64 {
+        potential().cutoff_angstrom()
+    }
+
+    fn max_neighbors(&self) -> usize {
+        potential().max_neighbors()
+    }
+
+    fn check(&self, system: &System) -> Result<(), EvaluationError> {
+        potential().check(system)
+    }
+
+    fn edge_gradients(
+        &self,
+        batch: &[(&System, &NeighborList)],
+    ) -> Vec<Result<EdgeGradients, EvaluationError>> {
+        if self.left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) <= 0 {
+            let failed = || Err(EvaluationError::Device("fell off the bus".into()));
+            return batch.iter().map(|_| failed()).collect();
+        }
+        let mut answers = potential().edge_gradients(batch);
+        for answer in answers.iter_mut().flatten() {
+            answer.energy += self.shift;
+        }
+        answers
+    }
+}
+
+/// Hands out shards and notes what the worker says.
+struct Script {
+    shards: std::vec::IntoIter<Shard>,
+    said: Vec<String>,
+    answers: Vec<Vec<Outcome>>,
+}
+
+impl umaserve::comm::Link for Script {
+    fn take(&mut self) -> Option<std::sync::Arc<Shard>> {
+        self.shards.next().map(std::sync::Arc::new)
+    }
+
+    fn answer(&mut self, shard: u64, outcomes: Vec<Outcome>) {
+        self.said.push(format!("answer {shard}"));
+        self.answers.push(outcomes);
+    }
+
+    fn tell_unfit(&mut self, reason: &str) {
+        self.said.push(format!("unfit: {reason}"));
+    }
+
+    fn tell_fit(&mut self) {
+        self.said.push("fit".into());
+    }
+}
+
+#[test]
+fn a_worker_whose_device_fails_says_so_and_comes_back_with_the_same_numbers() {
+    use std::sync::Arc;
+    use umaserve::worker::{PotentialSource, serve_reviving};
+    let device = |left: i64, shift: f64| -> Arc<dyn Potential> {
+        let left = left.into();
+        Arc::new(Breaking { left, shift })
+    };
+    let shards = || {
+        let shard = |id| Shard {
+            id,
+            ..shard(mixed_jobs())
+        };
+        (1..=3).map(shard).collect::<Vec<_>>().into_iter()
+    };
+    let script = || Script {
+        shards: shards(),
+        said: Vec::new(),
+        answers: Vec::new(),
+    };
+    // One evaluation for the probe; a shard takes two.
+    let made = std::sync::atomic::AtomicU32::new(0);
+    let source = PotentialSource {
+        create: Box::new(move || {
+            match made.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+                0 => Err("the driver is not back yet".into()),
+                // Computes, but not what it did before.
+                1 => Ok(device(100, 1e-9)),
+                _ => Ok(device(100, 0.0)),
+            }
+        }),
+        probe: cluster(2, 0),
+    };
+    let mut link = script();
+    let reason = serve_reviving(&mut link, device(4, 0.0), &source, MAX_EDGES);
+    assert_eq!(reason, None, "no more shards");
+    assert_eq!(
+        link.said,
+        ["answer 1", "unfit: fell off the bus", "fit", "answer 3"],
+        "the shard in hand is not answered"
+    );
+    let expected = run(&shards().next().unwrap(), &potential(), MAX_EDGES);
+    assert_eq!(link.answers, [expected.clone(), expected]);
+}

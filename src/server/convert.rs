@@ -13,7 +13,7 @@ use crate::session::{
 
 /// The generated types.
 pub mod proto {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, clippy::large_enum_variant)]
     include!(concat!(env!("OUT_DIR"), "/fairchem.session.rs"));
 }
 

@@ -288,6 +288,13 @@ impl Recording {
             }
             RecordMessage::Frame { key, frame } => self.frame(key, &frame),
             RecordMessage::Event { key, step, text } => {
+                let failing = self.sessions.get_mut(&key).filter(|s| s.failing);
+                if let Some(session) = failing {
+                    if let Some(writer) = &mut session.writer {
+                        writer.push_event(step, text);
+                    }
+                    return;
+                }
                 // What the user does now was not done before the restart.
                 self.attend(key, |writer, _| {
                     writer.cut_replay()?;
@@ -334,7 +341,7 @@ impl Recording {
         if !self.sessions.contains_key(&key) {
             return Ok(None);
         }
-        self.attend(key, |writer, _| writer.flush());
+        self.attend(key, write_out);
         let Some(session) = self.sessions.get(&key) else {
             return Ok(None);
         };
@@ -360,18 +367,22 @@ impl Recording {
             lock(&self.shared.status).frames_dropped += 1;
             return;
         }
-        // A failing file is only tried again at the next flush, not at every frame.
-        let commit = !session.failing;
         let mut unfit = None;
-        self.attend(key, |writer, _| {
-            match writer.push(frame) {
-                Ok(()) if commit => writer.commit_if_due()?,
-                Ok(()) => {}
-                // The frame's fault, not the file's: it is counted and the recording goes on.
-                Err(error) => unfit = Some(error),
-            }
-            Ok(())
-        });
+        if session.failing
+            && let Some(writer) = &mut session.writer
+        {
+            // Held back: the file is only tried again at the next flush, not at every frame.
+            unfit = writer.push(frame).err();
+        } else {
+            self.attend(key, |writer, _| {
+                match writer.push(frame) {
+                    Ok(()) => writer.commit_if_due()?,
+                    // The frame's fault, not the file's: it is counted and the recording goes on.
+                    Err(error) => unfit = Some(error),
+                }
+                Ok(())
+            });
+        }
         if let Some(error) = unfit {
             let mut status = lock(&self.shared.status);
             status.frames_dropped += 1;
@@ -396,17 +407,7 @@ impl Recording {
         let keys: Vec<u64> = self.sessions.keys().copied().collect();
         for key in keys {
             self.give_up_removed_file(key);
-            self.attend(key, |writer, failing| {
-                // While the file fails there is no point in filling the journal as well, but a
-                // journal that still fits saves what is held back.
-                let commit = writer.commit_if_due();
-                let flush = writer.flush();
-                if failing {
-                    commit.and(flush)
-                } else {
-                    flush.and(commit)
-                }
-            });
+            self.attend(key, write_out);
         }
     }
 
@@ -464,13 +465,15 @@ impl Recording {
         match result {
             Ok(()) => {
                 session.failing = false;
-                if session.dropped > 0
+                if (failing || session.dropped > 0)
                     && let Some(writer) = &mut session.writer
                     && !writer.is_full()
                 {
                     let frames_dropped = std::mem::take(&mut session.dropped);
-                    let text = format!("{frames_dropped} frames were dropped before this one");
-                    writer.push_event(session.last_step, text);
+                    if frames_dropped > 0 {
+                        let text = format!("{frames_dropped} frames were dropped before this one");
+                        writer.push_event(session.last_step, text);
+                    }
                     notices.push(RecordNoticeKind::Recovered { frames_dropped });
                 }
             }
@@ -575,6 +578,18 @@ impl Recording {
         if notices.len() < NOTICES {
             notices.push(RecordNotice { key, kind });
         }
+    }
+}
+
+/// Brings file and journal up to date. While the file fails, only success of both ends that; but a
+/// journal that still fits saves what is held back.
+fn write_out(writer: &mut Writer, failing: bool) -> Result<(), TrajectoryError> {
+    let commit = writer.commit_if_due();
+    let flush = writer.flush();
+    if failing {
+        commit.and(flush)
+    } else {
+        flush.and(commit)
     }
 }
 

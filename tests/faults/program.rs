@@ -85,7 +85,7 @@ pub fn signal(name: &str, process: u32) {
 pub struct Program {
     child: Child,
     /// Addresses, one per start of the server.
-    addresses: Receiver<String>,
+    addresses: Mutex<Receiver<String>>,
     address: String,
     log: Arc<Mutex<String>>,
 }
@@ -119,7 +119,7 @@ impl Program {
         });
         let mut program = Program {
             child,
-            addresses,
+            addresses: Mutex::new(addresses),
             address: String::new(),
             log,
         };
@@ -129,7 +129,8 @@ impl Program {
 
     /// Waits until a server (the first, or one that was started again) listens.
     pub fn wait_for_start(&mut self) {
-        match self.addresses.recv_timeout(PATIENCE) {
+        let heard = self.addresses.lock().unwrap().recv_timeout(PATIENCE);
+        match heard {
             Ok(address) => self.address = address,
             Err(_) => panic!("not started:\n{}", self.log()),
         }
