@@ -5,7 +5,7 @@ use super::gemm::TILE_ROWS;
 use super::params::{Chunk, DevicePtr, Tile};
 use super::plan::Plan;
 use crate::backend::Structure;
-use crate::nn::{Buf, Program};
+use crate::nn::{Op, Program};
 
 /// What a pass has room for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,7 +110,7 @@ pub struct Places {
     pub mixed_table: usize,
     /// u64 `[B]`: bases of the weights per task
     pub task_table: usize,
-    /// [`Chunk`] `[chunks]`
+    /// [`Chunk`] `[chunks + 1]`: the last is the whole batch
     pub chunks: usize,
     /// [`Tile`] `[chunks][tiles]`
     pub edge_tiles: usize,
@@ -142,6 +142,14 @@ pub struct Places {
     pub d_envelope: usize,
     /// f32 `[E][3]`
     pub torque: usize,
+    /// f32 `[E][3]`
+    pub source_torque: usize,
+    /// Up to here, from `d_distance` on, a run starts with zeros.
+    pub sums_end: usize,
+    /// f32 `[E]`
+    pub gradient_scale: usize,
+    /// f32 `[B]` per balanced channel
+    pub shift: usize,
     /// f64 `[E][3]`
     pub gradient: usize,
     /// Atom buffers.
@@ -181,7 +189,7 @@ impl Places {
             conditioning: take(4 * b * program.channels),
             mixed_table: take(8 * b),
             task_table: take(8 * b),
-            chunks: take(size_of::<Chunk>() * chunking.count),
+            chunks: take(size_of::<Chunk>() * (chunking.count + 1)),
             edge_tiles: take(size_of::<Tile>() * chunking.count * chunking.tiles),
             atom_tiles: take(size_of::<Tile>() * atom_tiles),
             counts: take(16),
@@ -199,6 +207,10 @@ impl Places {
         places.d_distance = take(4 * e);
         places.d_envelope = take(4 * e);
         places.torque = take(12 * e);
+        places.source_torque = take(12 * e);
+        places.sums_end = take(0);
+        places.gradient_scale = take(4 * e);
+        places.shift = take(4 * b * balanced(program));
         places.gradient = take(24 * e);
         places.atom_arena = take(plan.atoms.bytes * n);
         places.edge_arena = take(plan.edge_bytes * chunking.rows);
@@ -206,6 +218,15 @@ impl Places {
         places.bytes = take(0);
         places
     }
+}
+
+/// Most channels that are balanced at once.
+fn balanced(program: &Program) -> usize {
+    let channels = program.ops.iter().map(|op| match op {
+        Op::Balance { channels, .. } => channels.len(),
+        _ => 0,
+    });
+    channels.max().unwrap_or(0)
 }
 
 /// Memory for batches up to a capacity.
@@ -233,6 +254,16 @@ impl Pass {
     /// Address of one of the places.
     pub fn at(&self, place: usize) -> DevicePtr {
         self.base.offset(place)
+    }
+
+    /// A chunk.
+    pub fn chunk(&self, index: usize) -> DevicePtr {
+        self.at(self.places.chunks).at::<Chunk>(index)
+    }
+
+    /// The whole batch as one chunk.
+    pub fn whole(&self) -> DevicePtr {
+        self.chunk(self.chunking.count)
     }
 
     /// A kept edge buffer of a chunk. Every chunk keeps its buffers one after the other.
@@ -293,6 +324,13 @@ impl Inputs {
         let unpaired = batch.iter().map(|s| s.conditioning.unpaired_electrons as f32);
         let unpaired: Vec<f32> = unpaired.collect();
         let (source_start, by_source) = graph.by_source();
+        let mut chunks = chunks;
+        chunks.push(Chunk {
+            atom_end: graph.numbers.len() as u32,
+            edge_end: graph.source.len() as u32,
+            atom_tiles: atom_tiles.len() as u32,
+            ..Chunk::default()
+        });
         let counts = [
             graph.numbers.len() as u32,
             graph.source.len() as u32,
@@ -451,10 +489,4 @@ fn tiles(system: usize, begin: u32, end: u32, tiles: &mut Vec<Tile>) {
         });
         at = next;
     }
-}
-
-/// Address of a buffer in an arena whose rows are `rows`.
-pub fn in_arena(base: DevicePtr, offset: Option<usize>, rows: usize, buf: Buf) -> DevicePtr {
-    let offset = offset.unwrap_or_else(|| panic!("buffer {} was not planned", buf.0));
-    base.offset(offset * rows)
 }

@@ -93,8 +93,9 @@ pub struct Plan {
     pub kept_bytes: usize,
     /// How much is kept.
     pub keep: Keep,
-    /// By buffer: whether a gradient reaches it.
-    pub has_gradient: Vec<bool>,
+    /// Gradients of atom buffers that several operations add to, with the stage whose backward pass
+    /// is the first to add: they start as 0.
+    pub gradients_begin: Vec<(Buf, usize)>,
 }
 
 /// Edge buffers that an operation reads.
@@ -147,7 +148,6 @@ impl Plan {
             kept.push((buf, kept_bytes));
             kept_bytes += (program.width(buf) * stored).next_multiple_of(16);
         }
-        let has_gradient = gradients(program);
         let is_kept = |buf: Buf| kept.iter().any(|(b, _)| *b == buf);
         let edges: Vec<EdgeBuffers> = stages
             .iter()
@@ -164,15 +164,16 @@ impl Plan {
             .map(|e| e.forward.bytes.max(e.backward.bytes))
             .max()
             .unwrap_or(0);
+        let gradients_begin = gradients_begin(program, &stages);
         Ok(Plan {
-            atoms: Arena::plan(&atom_uses(program, &stages, &has_gradient)),
+            gradients_begin,
+            atoms: Arena::plan(&atom_uses(program, &stages)),
             edges,
             edge_bytes,
             stages,
             kept,
             kept_bytes,
             keep,
-            has_gradient,
         })
     }
 
@@ -183,6 +184,83 @@ impl Plan {
 
     /// Operations of an edge stage that run again before its backward pass, in order.
     pub fn again(&self, program: &Program, stage: &EdgeStage) -> Vec<usize> {
+        again(program, stage, &|buf| self.kept_at(buf).is_some())
+    }
+}
+
+fn stages(program: &Program) -> Result<Vec<Stage>, CudaError> {
+    let mut stages = Vec::new();
+    let mut open: Vec<usize> = Vec::new();
+    for (i, op) in program.ops.iter().enumerate() {
+        match op {
+            op if op.forward_grain() == Grain::Edges => open.push(i),
+            Op::RotateScatter { .. } | Op::ScatterRadial { .. } => {
+                open.push(i);
+                let ops = std::mem::take(&mut open);
+                let fused_gates = fused_gates(program, &ops);
+                stages.push(Stage::Edges(EdgeStage { ops, fused_gates }));
+            }
+            _ if open.is_empty() => stages.push(Stage::Atoms(i)),
+            _ => {
+                return Err(CudaError::Unsupported(format!(
+                    "operation {i} on atoms between operations on edges"
+                )));
+            }
+        }
+    }
+    if !open.is_empty() {
+        return Err(CudaError::Unsupported(
+            "operations on edges that no sum over edges follows".into(),
+        ));
+    }
+    for stage in &stages {
+        let Stage::Edges(stage) = stage else { continue };
+        for &i in &stage.ops {
+            for buf in edge_inputs(&program.ops[i]) {
+                let readers = program.ops.iter().filter(|op| edge_inputs(op).contains(&buf));
+                let made_here = stage
+                    .ops
+                    .iter()
+                    .any(|&j| program.ops[j].writes().contains(&buf));
+                if readers.count() > 1 || !made_here {
+                    return Err(CudaError::Unsupported(format!(
+                        "edge buffer {} read by several operations",
+                        program.buffers[buf.0].name
+                    )));
+                }
+            }
+        }
+    }
+    Ok(stages)
+}
+
+/// A gate whose result goes into the product right after it needs no buffer.
+fn fused_gates(program: &Program, ops: &[usize]) -> Vec<(usize, usize)> {
+    ops.windows(2)
+        .filter(|pair| match (&program.ops[pair[0]], &program.ops[pair[1]]) {
+            (Op::GateEdges { out, .. }, Op::So2Linear { x, .. }) => out == x,
+            _ => false,
+        })
+        .map(|pair| (pair[0], pair[1]))
+        .collect()
+}
+
+fn kept_buffers(program: &Program, stages: &[Stage], keep: Keep) -> Vec<Buf> {
+    let mut kept = Vec::new();
+    for stage in stages {
+        let Stage::Edges(stage) = stage else { continue };
+        for &i in &stage.ops {
+            match program.ops[i] {
+                Op::GateEdges { x, .. } if keep >= Keep::Gates => kept.push(x),
+                Op::RotateScatter { message, .. } if keep >= Keep::Messages => kept.push(message),
+                _ => {}
+            }
+        }
+    }
+    kept
+}
+
+fn again(&self, program: &Program, stage: &EdgeStage) -> Vec<usize> {
         again(program, stage, &|buf| self.kept_at(buf).is_some())
     }
 }
@@ -418,12 +496,30 @@ fn edge_buffers(
     }
 }
 
-fn atom_uses(program: &Program, stages: &[Stage], has_gradient: &[bool]) -> Vec<Use<AtomKey>> {
-    let last = 2 * stages.len() - 1;
-    let ops_of = |stage: &Stage| match stage {
+fn ops_of(stage: &Stage) -> Vec<usize> {
+    match stage {
         Stage::Atoms(i) => vec![*i],
         Stage::Edges(stage) => stage.ops.clone(),
-    };
+    }
+}
+
+/// The last stage that reads a buffer is the first to add to its gradient.
+fn gradients_begin(program: &Program, stages: &[Stage]) -> Vec<(Buf, usize)> {
+    let buffers = (0..program.buffers.len()).map(Buf);
+    buffers
+        .filter(|buf| program.buffers[buf.0].domain == Domain::Atom)
+        .filter_map(|buf| {
+            let reads = |stage: &Stage| {
+                let mut ops = ops_of(stage).into_iter();
+                ops.any(|i| atom_inputs(&program.ops[i]).contains(&buf))
+            };
+            Some((buf, stages.iter().rposition(reads)?))
+        })
+        .collect()
+}
+
+fn atom_uses(program: &Program, stages: &[Stage]) -> Vec<Use<AtomKey>> {
+    let last = 2 * stages.len() - 1;
     let mut uses = Vec::new();
     for (b, buffer) in program.buffers.iter().enumerate() {
         let buf = Buf(b);
@@ -453,21 +549,19 @@ fn atom_uses(program: &Program, stages: &[Stage], has_gradient: &[bool]) -> Vec<
             start: made,
             end,
         });
-        if has_gradient[b] {
-            // The last reader forward is the first to add backward. `pre` of a linear map has no
-            // reader; its gradient is scratch of that operation.
-            let first = read.iter().max().map_or(last - made, |s| last - s);
-            let first = match buf == program.atom_energy {
-                true => stages.len(),
-                false => first,
-            };
-            uses.push(Use {
-                key: AtomKey::Gradient(buf),
-                bytes,
-                start: first,
-                end: last - made,
-            });
-        }
+        // The last reader forward is the first to add backward. `pre` of a linear map has no
+        // reader; its gradient is scratch of that operation.
+        let first = match read.iter().max() {
+            _ if buf == program.atom_energy => stages.len(),
+            Some(reader) => last - reader,
+            None => last - made,
+        };
+        uses.push(Use {
+            key: AtomKey::Gradient(buf),
+            bytes,
+            start: first,
+            end: last - made,
+        });
     }
     for (s, stage) in stages.iter().enumerate() {
         for i in ops_of(stage) {

@@ -45,7 +45,7 @@ pub struct Matrix {
 /// First layer of a radial network with everything that depends on elements only worked out.
 #[derive(Clone, Copy, Debug)]
 pub struct RadialTables {
-    /// `[A][basis]` f32.
+    /// `[basis][A]` f32.
     pub gaussians: DevicePtr,
     /// `[elements][A]` f32.
     pub source: DevicePtr,
@@ -480,7 +480,7 @@ impl Weights {
     }
 }
 
-/// Columns of the first radial layer that multiply the Gaussians, and what each element adds as
+/// Columns of the first radial layer that multiply the Gaussians, transposed, and what each element adds as
 /// source and (with the bias) as target.
 fn radial_tables(program: &Program, source: &dyn WeightSource, mlp: &RadialMlp) -> [Vec<f64>; 3] {
     let of = |w: Weight| values(&source.weight(&program.weights[w.0].name));
@@ -499,9 +499,8 @@ fn radial_tables(program: &Program, source: &dyn WeightSource, mlp: &RadialMlp) 
         }
         out
     };
-    let gaussians = first
-        .chunks_exact(columns)
-        .flat_map(|row| row[..basis].to_vec())
+    let gaussians = (0..basis)
+        .flat_map(|k| first.chunks_exact(columns).map(move |row| row[k]))
         .collect();
     [
         gaussians,
