@@ -64,46 +64,106 @@ __device__ __forceinline__ bool find_place(const GemmParams &p, Place &place) {
     return place.row < place.rows;
 }
 
-// Value `k` of a row through the gate: degree 0 passes SiLU, degree l is multiplied by the
-// sigmoid of gate l - 1.
-template <class Stored>
-__device__ __forceinline__ float gated(const GemmParams &p, const Stored *item, uint32_t k) {
-    const uint32_t row = k / p.gate_channels, channel = k % p.gate_channels;
-    const uint32_t degree = p.row_degree[row];
-    const float value = to_float(item[p.gate_values + k]);
-    if (degree == 0) {
-        return silu(value);
-    }
-    return value * sigmoid(to_float(item[(degree - 1) * p.gate_channels + channel]));
+// A value of degree `degree` through its gate: SiLU for degree 0, else times sigmoid(gate).
+__device__ __forceinline__ float gated(uint32_t degree, float value, float gate) {
+    return degree == 0 ? silu(value) : value * sigmoid(gate);
 }
 
-// Writes one value of the result.
-template <class Out>
-__device__ __forceinline__ void finish(const GemmParams &p, const Place &place, uint32_t row,
-                                       uint32_t column, float value) {
+// Value `k` of a row through the gate.
+template <class Stored>
+__device__ __forceinline__ float gated_at(const GemmParams &p, const Stored *item, uint32_t k) {
+    const uint32_t row = k / p.gate_channels, channel = k % p.gate_channels;
+    const uint32_t degree = p.row_degree[row];
+    const uint32_t gate = degree == 0 ? 0 : (degree - 1) * p.gate_channels + channel;
+    return gated(degree, to_float(item[p.gate_values + k]), to_float(item[gate]));
+}
+
+// 16 bytes of values of one row through the gate, from `k` on.
+template <class Stored>
+__device__ __forceinline__ uint4 gated_piece(const GemmParams &p, const Stored *item, uint32_t k) {
+    constexpr int PIECE = 16 / sizeof(Stored);
+    const uint32_t row = k / p.gate_channels, channel = k % p.gate_channels;
+    const uint32_t degree = p.row_degree[row];
+    const uint32_t gate = degree == 0 ? 0 : (degree - 1) * p.gate_channels + channel;
+    uint4 values = *reinterpret_cast<const uint4 *>(item + p.gate_values + k);
+    const uint4 gates = *reinterpret_cast<const uint4 *>(item + gate);
+    Stored *value = reinterpret_cast<Stored *>(&values);
+    const Stored *factor = reinterpret_cast<const Stored *>(&gates);
+#pragma unroll
+    for (int j = 0; j < PIECE; j++) {
+        value[j] = from_float<Stored>(gated(degree, to_float(value[j]), to_float(factor[j])));
+    }
+    return values;
+}
+
+// Row of the product -> item and row within it. Nearly always an item has one row.
+__device__ __forceinline__ uint32_t item_of(const GemmSpan &span, uint32_t row) {
+    return span.rows == 1 ? row : row / span.rows;
+}
+
+// Everything that happens to a sum before it is stored.
+__device__ __forceinline__ float finished(const GemmParams &p, const GemmSpan &span, bool first_row,
+                                          uint32_t column, uint64_t out, uint64_t residual,
+                                          float value) {
+    if (span.bias_offset != GEMM_NO_BIAS && first_row) {
+        value += p.bias[span.bias_offset + column];
+    }
+    if (p.residual) {
+        value += p.residual[residual];
+    }
+    if (p.flags & GEMM_SILU) {
+        if (p.pre) {
+            p.pre[out] = value;
+        }
+        value = silu(value);
+    }
+    return value;
+}
+
+// Stores `COLUMNS` neighbouring values of a row of the result; two at once where `paired`.
+template <class Out, int COLUMNS>
+__device__ __forceinline__ void finish(const GemmParams &p, const Place &place, bool paired,
+                                       uint32_t row, uint32_t column, const float *sums) {
     const GemmSpan &span = place.span;
     if (row >= place.rows || column >= span.n) {
         return;
     }
-    const uint64_t item = place.item + row / span.rows;
-    const uint64_t within = span.out_offset + static_cast<uint64_t>(row % span.rows) * span.n + column;
-    if (span.bias_offset != GEMM_NO_BIAS && row % span.rows == 0) {
-        value += p.bias[span.bias_offset + column];
-    }
-    if (p.residual) {
-        value += p.residual[item * p.residual_stride + within];
-    }
-    Out *out = static_cast<Out *>(p.out) + item * p.out_stride + within;
-    if (p.flags & GEMM_SILU) {
-        if (p.pre) {
-            p.pre[item * p.out_stride + within] = value;
+    const uint32_t local = item_of(span, row), within_item = row - local * span.rows;
+    const uint64_t item = place.item + local;
+    const uint64_t within = span.out_offset + static_cast<uint64_t>(within_item) * span.n + column;
+    const uint64_t out = item * p.out_stride + within;
+    const uint64_t residual = item * p.residual_stride + within;
+    Out *to = static_cast<Out *>(p.out) + out;
+    float values[COLUMNS];
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) {
+        if (column + j < span.n) {
+            values[j] =
+                finished(p, span, within_item == 0, column + j, out + j, residual + j, sums[j]);
+            if (p.flags & GEMM_ACCUMULATE) {
+                values[j] += to_float(to[j]);
+            }
         }
-        value = silu(value);
     }
-    if (p.flags & GEMM_ACCUMULATE) {
-        value += to_float(*out);
+    if (COLUMNS == 2 && paired) {
+        struct alignas(2 * sizeof(Out)) Pair {
+            Out first, second;
+        };
+        *reinterpret_cast<Pair *>(to) =
+            Pair{from_float<Out>(values[0]), from_float<Out>(values[COLUMNS - 1])};
+        return;
     }
-    *out = from_float<Out>(value);
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) {
+        if (column + j < span.n) {
+            to[j] = from_float<Out>(values[j]);
+        }
+    }
+}
+
+// Whether neighbouring even and odd columns of the result may be stored as one.
+__device__ __forceinline__ bool in_pairs(const GemmParams &p, const GemmSpan &span) {
+    return ((p.out_stride | span.out_offset | span.n) & 1) == 0;
 }
 
 // ------------------------------------------------------------------- loading a step of words
@@ -123,13 +183,17 @@ __device__ __forceinline__ void load_a(const GemmParams &p, const Place &place, 
         const uint32_t row = place.row + r, k = (first + 4 * piece) * PER_WORD;
         uint32_t *to = shared + r * ROW_WORDS + 4 * piece;
         const bool inside = row < place.rows && k < span.k;
-        const Element *item = a + (place.item + row / span.rows) * p.a_stride;
-        const uint32_t at = span.a_offset + (row % span.rows) * span.k + k;
-        if constexpr (GATED) {
+        const uint32_t local = item_of(span, row);
+        const Element *item = a + (place.item + local) * p.a_stride;
+        const uint32_t at = span.a_offset + (row - local * span.rows) * span.k + k;
+        if constexpr (GATED && ALIGNED) {
+            *reinterpret_cast<uint4 *>(to) =
+                inside ? gated_piece(p, item, at) : make_uint4(0, 0, 0, 0);
+        } else if constexpr (GATED) {
             Element *elements = reinterpret_cast<Element *>(to);
             for (int j = 0; j < PIECE; j++) {
                 elements[j] = from_float<Element>(
-                    inside && k + j < span.k ? gated(p, item, at + j) : 0.0f);
+                    inside && k + j < span.k ? gated_at(p, item, at + j) : 0.0f);
             }
         } else if constexpr (ALIGNED) {
             copy_async_16(to, inside ? item + at : a, inside);
@@ -245,15 +309,17 @@ __device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p) {
             }
         }
     }
+    const bool paired = in_pairs(p, place.span);
 #pragma unroll
     for (int i = 0; i < MT; i++) {
 #pragma unroll
         for (int j = 0; j < NT; j++) {
 #pragma unroll
-            for (int part = 0; part < 4; part++) {
-                finish<Out>(p, place, place.row + warp_row + 16 * i + lane / 4 + 8 * (part / 2),
-                            place.column + warp_column + 8 * j + 2 * (lane % 4) + part % 2,
-                            sums[i][j][part]);
+            for (int half = 0; half < 2; half++) {
+                finish<Out, 2>(p, place, paired,
+                               place.row + warp_row + 16 * i + lane / 4 + 8 * half,
+                               place.column + warp_column + 8 * j + 2 * (lane % 4),
+                               sums[i][j] + 2 * half);
             }
         }
     }
@@ -322,8 +388,8 @@ __device__ __forceinline__ void product_in_f32(const GemmParams &p) {
     for (int i = 0; i < MR; i++) {
 #pragma unroll
         for (int j = 0; j < NR; j++) {
-            finish<float>(p, place, place.row + ty + 16 * i, place.column + tx + 16 * j,
-                          sums[i][j]);
+            finish<float, 1>(p, place, false, place.row + ty + 16 * i, place.column + tx + 16 * j,
+                             &sums[i][j]);
         }
     }
 }
