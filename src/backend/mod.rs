@@ -1,6 +1,7 @@
 //! Devices that interpret a [`Program`](crate::nn::Program).
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::neighbors::NeighborList;
 use std::borrow::Cow;
