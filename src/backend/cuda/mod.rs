@@ -12,6 +12,8 @@ mod arena;
 pub mod device;
 pub mod error;
 mod gemm;
+#[cfg(feature = "host-kernels")]
+pub mod host;
 pub mod params;
 mod pass;
 mod plan;

@@ -7,8 +7,7 @@
 
 use super::device::{Device, Kernel, LaunchSize};
 use super::error::CudaError;
-use super::gemm::MixParams;
-use super::params::DevicePtr;
+use super::params::{DevicePtr, MixParams};
 use super::{Options, Precision};
 use crate::backend::{Conditioning, WeightData, WeightSource};
 use crate::nn::{Op, Program, RadialMlp, Weight, WeightKind, WeightSlot, WeightUse};
