@@ -17,11 +17,9 @@ struct Layout {
     // Largest order kept of a degree.
     __host__ __device__ static constexpr int kept(int l) { return l < M ? l : M; }
 
-    // First edge row of order m > 0.
+    // First edge row of order m > 0: 2 (L - k + 1) rows for each k < m before it.
     __host__ __device__ static constexpr int block_row(int m) {
-        int row = L + 1;
-        for (int k = 1; k < m; k++) row += 2 * (L - k + 1);
-        return row;
+        return (L + 1) * (2 * m - 1) - m * (m - 1);
     }
 
     __host__ __device__ static constexpr int edge_row(int l, int m) {
@@ -30,11 +28,9 @@ struct Layout {
                        : block_row(-m) + (L + m + 1) + l + m;
     }
 
-    // Radial row of (l, +-m), m >= 0.
+    // Radial row of (l, +-m), m >= 0: L - k + 1 rows for each k < m before those of m.
     __host__ __device__ static constexpr int radial_row(int l, int m) {
-        int row = 0;
-        for (int k = 0; k < m; k++) row += L - k + 1;
-        return row + l - m;
+        return m * (L + 1) - m * (m - 1) / 2 + l - m;
     }
 
     __host__ __device__ static constexpr int wigner_offset(int l) {
@@ -46,6 +42,10 @@ struct Layout {
     static constexpr int EDGE_ROWS = block_row(M + 1);
     static constexpr int RADIAL_ROWS = radial_row(L, M) + 1;
     static constexpr int WIGNER = wigner_offset(L + 1);
+
+    // How far loops over orders are unrolled. Small layouts gain from more loads in flight; large
+    // ones would only become large code.
+    static constexpr int UNROLL = L <= 2 ? 16 : 1;
 };
 
 template <int VALUE>
@@ -62,15 +62,26 @@ __device__ __forceinline__ void for_each_constant(const F& f) {
     }
 }
 
-// Rows that a thread keeps in registers at a time. Layouts with more are done in several passes
-// over ranges of degrees.
-constexpr int PASS_ROWS = 16;
+// Rows that a thread keeps in registers at a time, unless one degree has more. Layouts with more
+// are done in several passes over ranges of degrees.
+constexpr int PASS_ROWS = 9;
 
 // Last degree of the pass that begins with degree `first`.
 __host__ __device__ constexpr int pass_end(int first, int last) {
     int end = first;
     while (end < last && (end + 2) * (end + 2) - first * first <= PASS_ROWS) end++;
     return end;
+}
+
+// Most rows of a pass.
+__host__ __device__ constexpr int most_pass_rows(int last) {
+    int most = 0;
+    for (int first = 0; first <= last;) {
+        const int end = pass_end(first, last) + 1;
+        if (end * end - first * first > most) most = end * end - first * first;
+        first = end;
+    }
+    return most;
 }
 
 // f(Constant<first degree>, Constant<last degree>) for every pass.

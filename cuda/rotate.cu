@@ -131,20 +131,21 @@ __device__ __forceinline__ void gather_rotate_scale(const GatherRotateScaleParam
                 constexpr int l = decltype(degree)::value, N = 2 * l + 1, K = Y::kept(l);
                 float x[N][V];
                 take_degree<FIRST, l>(rows, x);
-                for_each_constant<0, K>([&](auto order) {
-                    constexpr int m = decltype(order)::value;
+#pragma unroll Y::UNROLL
+                for (int m = 0; m <= K; m++) {
                     float scale[V];
                     load(radial + Y::radial_row(l, m) * 2 * channels, scale);
-                    for_each_constant<0, (m > 0)>([&](auto sign) {
-                        constexpr int signed_m = decltype(sign)::value ? -m : m;
+#pragma unroll
+                    for (int sign = 0; sign <= (m > 0); sign++) {
+                        const int signed_m = sign ? -m : m;
                         float d[N], q[V];
                         load_wigner(wigner + Y::wigner_offset(l) + (K + signed_m) * N, d);
                         combine(d, x, q);
 #pragma unroll
                         for (int v = 0; v < V; v++) q[v] *= scale[v];
                         store(out + Y::edge_row(l, signed_m) * 2 * channels, q);
-                    });
-                });
+                    }
+                }
             });
         }
     });
@@ -169,7 +170,7 @@ __device__ __forceinline__ uint32_t lower_bound(const uint32_t* list, uint32_t b
 template <int L, int M, int V, class Stored>
 __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
     using Y = Layout<L, M>;
-    constexpr int MOST_ROWS = Y::ROWS < PASS_ROWS ? Y::ROWS : PASS_ROWS;
+    constexpr int MOST_ROWS = most_pass_rows(L);
     DYNAMIC_SHARED(float, shared);
     const Chunk chunk = *p.chunk;
     const uint32_t half = blockIdx.y;
@@ -235,14 +236,15 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
 #pragma unroll
                         for (int v = 0; v < V; v++) n_bar[k][v] = 0.0f;
                     }
-                    for_each_constant<0, K>([&](auto order) {
-                        constexpr int m = decltype(order)::value;
+#pragma unroll Y::UNROLL
+                    for (int m = 0; m <= K; m++) {
                         float scale[V], scale_bar[V];
                         load(radial + Y::radial_row(l, m) * 2 * channels, scale);
 #pragma unroll
                         for (int v = 0; v < V; v++) scale_bar[v] = 0.0f;
-                        for_each_constant<0, (m > 0)>([&](auto sign) {
-                            constexpr int signed_m = decltype(sign)::value ? -m : m;
+#pragma unroll
+                        for (int sign = 0; sign <= (m > 0); sign++) {
+                            const int signed_m = sign ? -m : m;
                             float d[N], q[V], bar[V];
                             load(out_bar + Y::edge_row(l, signed_m) * 2 * channels, bar);
                             load_wigner(wigner + Y::wigner_offset(l) + (K + signed_m) * N, d);
@@ -256,9 +258,9 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
                                     n_bar[k][v] = fmaf(d[k], q_bar, n_bar[k][v]);
                                 }
                             }
-                        });
+                        }
                         store(radial_bar + Y::radial_row(l, m) * 2 * channels, scale_bar);
-                    });
+                    }
                     add_torque<l>(n_bar, x, torque);
 #pragma unroll
                     for (int k = 0; k < N; k++) {
@@ -343,8 +345,8 @@ __device__ __forceinline__ void scatter(const RotateScatterParams& p) {
                 for_each_constant<FIRST, LAST>([&](auto degree) {
                     constexpr int l = decltype(degree)::value, N = 2 * l + 1;
                     constexpr int ORDERS = Message::kept(l);
-                    for_each_constant<0, 2 * ORDERS>([&](auto index) {
-                        constexpr int m = decltype(index)::value - ORDERS;
+#pragma unroll Y::UNROLL
+                    for (int m = -ORDERS; m <= ORDERS; m++) {
                         float d[N], value[V];
                         load(message + Message::edge_row(l, m) * channels, value);
                         load_wigner(wigner + Y::wigner_offset(l) + (Y::kept(l) + m) * N, d);
@@ -357,7 +359,7 @@ __device__ __forceinline__ void scatter(const RotateScatterParams& p) {
                                 s = fmaf(d[j], value[v], s);
                             }
                         }
-                    });
+                    }
                 });
             }
 #pragma unroll
@@ -471,8 +473,8 @@ __device__ __forceinline__ void scatter_backward(const RotateScatterBackwardPara
 #pragma unroll
                         for (int v = 0; v < V; v++) back[k][v] = 0.0f;
                     }
-                    for_each_constant<0, 2 * ORDERS>([&](auto index) {
-                        constexpr int m = decltype(index)::value - ORDERS;
+#pragma unroll Y::UNROLL
+                    for (int m = -ORDERS; m <= ORDERS; m++) {
                         float d[N], value[V], bar[V];
                         load(message + Message::edge_row(l, m) * channels, value);
                         load_wigner(wigner + Y::wigner_offset(l) + (Y::kept(l) + m) * N, d);
@@ -487,7 +489,7 @@ __device__ __forceinline__ void scatter_backward(const RotateScatterBackwardPara
                             bar[v] *= stretched;
                         }
                         store(message_bar + Message::edge_row(l, m) * channels, bar);
-                    });
+                    }
                     add_torque<l>(x_bar, back, torque);
                 });
                 part[0] *= p.scale;
@@ -520,27 +522,25 @@ __device__ __forceinline__ void scatter_backward(const RotateScatterBackwardPara
 
 // ---------------------------------------------------------------------------------- every layout
 
-// Threads of a block at most: with V = 4, two blocks of as many leave 128 registers to each.
-#define MOST_THREADS(V) ((V) == 4 ? 256 : 1024)
+// Threads of a block at most, and blocks that must fit on a multiprocessor at a time: two blocks of
+// 256 threads leave 128 registers to each; the largest layouts take what they need.
+#define MOST_THREADS(V) ((V) == 4 ? 256 : 512)
+#define LEAST_BLOCKS(L, V) ((V) == 4 && (L) <= 4 ? 2 : 1)
+#define ROTATE_KERNEL(KERNEL_NAME, PARAMS, L, V, FUNCTION) \
+    KERNEL_BOUNDS(KERNEL_NAME, PARAMS, MOST_THREADS(V), LEAST_BLOCKS(L, V)) { FUNCTION(p); }
 #define ROTATE_KERNELS(L, M, NAME, STORED, V, SUFFIX) \
-    KERNEL_BOUNDS(gather_rotate_scale_##NAME##SUFFIX, GatherRotateScaleParams, MOST_THREADS(V), MOST_THREADS(V) > 256 ? 1 : 2) { \
-        gather_rotate_scale<L, M, V, STORED>(p); \
-    } \
-    KERNEL_BOUNDS(gather_backward_##NAME##SUFFIX, GatherBackwardParams, MOST_THREADS(V), MOST_THREADS(V) > 256 ? 1 : 2) { \
-        gather_backward<L, M, V, STORED>(p); \
-    } \
-    KERNEL_BOUNDS(rotate_scatter_##NAME##SUFFIX, RotateScatterParams, MOST_THREADS(V), MOST_THREADS(V) > 256 ? 1 : 2) { \
-        scatter<L, M, M, V, STORED>(p); \
-    } \
-    KERNEL_BOUNDS(scatter_radial_##NAME##SUFFIX, RotateScatterParams, MOST_THREADS(V), MOST_THREADS(V) > 256 ? 1 : 2) { \
-        scatter<L, M, 0, V, STORED>(p); \
-    } \
-    KERNEL_BOUNDS(rotate_scatter_backward_##NAME##SUFFIX, RotateScatterBackwardParams, MOST_THREADS(V), MOST_THREADS(V) > 256 ? 1 : 2) { \
-        scatter_backward<L, M, M, V, STORED>(p); \
-    } \
-    KERNEL_BOUNDS(scatter_radial_backward_##NAME##SUFFIX, RotateScatterBackwardParams, MOST_THREADS(V), MOST_THREADS(V) > 256 ? 1 : 2) { \
-        scatter_backward<L, M, 0, V, STORED>(p); \
-    }
+    ROTATE_KERNEL(gather_rotate_scale_##NAME##SUFFIX, GatherRotateScaleParams, L, V, \
+                  (gather_rotate_scale<L, M, V, STORED>)) \
+    ROTATE_KERNEL(gather_backward_##NAME##SUFFIX, GatherBackwardParams, L, V, \
+                  (gather_backward<L, M, V, STORED>)) \
+    ROTATE_KERNEL(rotate_scatter_##NAME##SUFFIX, RotateScatterParams, L, V, \
+                  (scatter<L, M, M, V, STORED>)) \
+    ROTATE_KERNEL(scatter_radial_##NAME##SUFFIX, RotateScatterParams, L, V, \
+                  (scatter<L, M, 0, V, STORED>)) \
+    ROTATE_KERNEL(rotate_scatter_backward_##NAME##SUFFIX, RotateScatterBackwardParams, L, V, \
+                  (scatter_backward<L, M, M, V, STORED>)) \
+    ROTATE_KERNEL(scatter_radial_backward_##NAME##SUFFIX, RotateScatterBackwardParams, L, V, \
+                  (scatter_backward<L, M, 0, V, STORED>))
 #define ROTATE_KERNELS_OF(L, M) \
     ROTATE_KERNELS(L, M, L##_##M, float, 4, _f32_v4) \
     ROTATE_KERNELS(L, M, L##_##M, float, 1, _f32_v1) \
