@@ -38,16 +38,12 @@ __device__ __forceinline__ void turn(double low, double high, double cosine, dou
     turned_high = high * cosine - low * sine;
 }
 
-// cos(k t), sin(k t) by the addition theorem: exact to a few ulp for these small k.
-template <int l>
-__device__ __forceinline__ void multiples(double c, double s, double (&cosine)[l + 1],
-                                          double (&sine)[l + 1]) {
-    cosine[0] = 1.0, sine[0] = 0.0;
-#pragma unroll
-    for (int k = 1; k <= l; k++) {
-        cosine[k] = cosine[k - 1] * c - sine[k - 1] * s;
-        sine[k] = sine[k - 1] * c + cosine[k - 1] * s;
-    }
+// From cos(k t), sin(k t) to those of k + 1, by the addition theorem: exact to a few ulp for these
+// small k.
+__device__ __forceinline__ void next_multiple(double c, double s, double& cosine, double& sine) {
+    const double before = cosine;
+    cosine = cosine * c - sine * s;
+    sine = sine * c + before * s;
 }
 
 // The rows m = -kept..=kept of one degree. J: [2l + 1][2l + 1], symmetric.
@@ -55,36 +51,35 @@ template <int l>
 __device__ __forceinline__ void wigner_degree(const double* j, int kept, const double (&angles)[4],
                                               float* out) {
     constexpr int N = 2 * l + 1;
-    double cos_a[l + 1], sin_a[l + 1], cos_b[l + 1], sin_b[l + 1];
-    multiples<l>(angles[0], angles[1], cos_a, sin_a);
-    multiples<l>(angles[2], angles[3], cos_b, sin_b);
 #pragma unroll 1
     for (int m = -kept; m <= kept; m++) {
         // u = (J X(-b)) row, then u J X(-a), two columns at a time.
-        double u[N];
+        double u[N], cosine = 1.0, sine = 0.0;
         const double* const row = j + (m + l) * N;
         float* const out_row = out + (m + kept) * N;
-        u[l] = __ldg(row + l);
+        u[l] = row[l];
 #pragma unroll
         for (int k = 1; k <= l; k++) {
-            turn(__ldg(row + l - k), __ldg(row + l + k), cos_b[k], sin_b[k], u[l - k], u[l + k]);
+            next_multiple(angles[2], angles[3], cosine, sine);
+            turn(row[l - k], row[l + k], cosine, sine, u[l - k], u[l + k]);
         }
-#pragma unroll
+        cosine = 1.0, sine = 0.0;
+#pragma unroll 1
         for (int k = 0; k <= l; k++) {
+            const double* const j_low = j + (l - k) * N;
+            const double* const j_high = j + (l + k) * N;
             double low = 0.0, high = 0.0;
 #pragma unroll
             for (int i = 0; i < N; i++) {
-                low = fma(u[i], __ldg(j + (l - k) * N + i), low);
-                high = fma(u[i], __ldg(j + (l + k) * N + i), high);
+                low = fma(u[i], j_low[i], low);
+                high = fma(u[i], j_high[i], high);
             }
-            if (k > 0) {
-                double turned_low, turned_high;
-                turn(low, high, cos_a[k], sin_a[k], turned_low, turned_high);
-                out_row[l - k] = float(turned_low);
-                out_row[l + k] = float(turned_high);
-            } else {
-                out_row[l] = float(low);
-            }
+            double turned_low, turned_high;
+            turn(low, high, cosine, sine, turned_low, turned_high);
+            // For k = 0 both are the column l, and sin 0 = 0.
+            out_row[l - k] = float(turned_low);
+            out_row[l + k] = float(turned_high);
+            next_multiple(angles[0], angles[1], cosine, sine);
         }
     }
 }

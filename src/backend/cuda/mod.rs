@@ -19,7 +19,7 @@ pub mod params;
 mod pass;
 mod plan;
 mod run;
-mod shapes;
+pub mod shapes;
 mod weights;
 
 pub use error::CudaError;
