@@ -194,7 +194,6 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
     const uint32_t slots = place.slots, parts = (place.lanes + WARP - 1) / WARP;
     float* const gathered = shared + MOST_ROWS * channels;
     float* const torques = gathered + slots * MOST_ROWS * channels;
-    float* const torque_sum = half ? p.torque : p.source_torque;
     float* const atom_gradient = (half ? p.target_gradient : p.source_gradient) +
                                  uint64_t(atom) * Y::ROWS * channels;
     const float* const atom_x = p.x + uint64_t(atom) * Y::ROWS * channels;
@@ -241,7 +240,10 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
                         float scale[V], scale_bar[V];
                         load(radial + Y::radial_row(l, m) * 2 * channels, scale);
 #pragma unroll
-                        for (int v = 0; v < V; v++) scale_bar[v] = 0.0f;
+                        for (int v = 0; v < V; v++) {
+                            scale[v] *= unscale;
+                            scale_bar[v] = 0.0f;
+                        }
 #pragma unroll
                         for (int sign = 0; sign <= (m > 0); sign++) {
                             const int signed_m = sign ? -m : m;
@@ -252,7 +254,7 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
 #pragma unroll
                             for (int v = 0; v < V; v++) {
                                 scale_bar[v] = fmaf(bar[v], q[v], scale_bar[v]);
-                                const float q_bar = bar[v] * scale[v] * unscale;
+                                const float q_bar = bar[v] * scale[v];
 #pragma unroll
                                 for (int k = 0; k < N; k++) {
                                     n_bar[k][v] = fmaf(d[k], q_bar, n_bar[k][v]);
@@ -279,6 +281,8 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
             for (uint32_t i = threadIdx.x * V; i < size; i += blockDim.x * V) {
                 float sum[V];
                 load_written(shared + i, sum);
+// More would not leave enough registers for the rows of x.
+#pragma unroll 2
                 for (uint32_t s = 0; s < count; s++) {
                     float value[V];
                     load_written(gathered + s * size + i, value);
@@ -290,11 +294,12 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
             for (uint32_t i = threadIdx.x; i < 3 * count; i += blockDim.x) {
                 const uint32_t s = i / 3, k = i % 3, at = j + s;
                 const uint32_t e = half ? at : __ldg(p.by_source + at);
-                float sum = torque_sum[uint64_t(e) * 3 + k];
+                float* const torque_at = (half ? p.torque : p.source_torque) + uint64_t(e) * 3 + k;
+                float sum = *torque_at;
                 for (uint32_t part = 0; part < parts; part++) {
                     sum += torques[(s * parts + part) * 3 + k];
                 }
-                torque_sum[uint64_t(e) * 3 + k] = sum;
+                *torque_at = sum;
             }
             __syncthreads();
         }
