@@ -1,9 +1,17 @@
 //! Generates the wire types from `proto/session.proto` (with a protobuf compiler written in
-//! Rust, so that no `protoc` is needed) and stamps the build.
+//! Rust, so that no `protoc` is needed), and compiles the kernels of `cuda/`: with nvcc where there is
+//! one, and for the host with feature `host-kernels`.
+
+#[cfg(feature = "host-kernels")]
+#[path = "build/host.rs"]
+mod host;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/session.proto");
     let descriptors = protox::compile(["proto/session.proto"], ["proto"])?;
     prost_build::Config::new().compile_fds(descriptors)?;
+    println!("cargo:rerun-if-changed=cuda");
+    #[cfg(feature = "host-kernels")]
+    host::compile()?;
     Ok(())
 }

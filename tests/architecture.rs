@@ -162,7 +162,9 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     (
         "unsafe",
         &[
-            "backend/cuda/launch.rs",
+            "backend/cuda/driver.rs",
+            // The kernels that run on the host.
+            "backend/cuda/host.rs",
             "backend/cpu/",
             "comm/",
             // The memory map of a checkpoint.

@@ -1,0 +1,554 @@
+//! The CUDA backend: interprets a program with the kernels of `cuda/`.
+//!
+//! Reading order: `plan` (stages and where buffers lie), `pass` (memory of one evaluation and the
+//! batch in it), `weights`, `gemm` and `shapes` (launches), `run` (the order of launches), `device`
+//! (what all of it runs on: a GPU, or the same kernels compiled for the host).
+//!
+//! Results are the same bits in every run and whatever else is in the batch: every sum is made by
+//! one thread (or one accumulator of a matrix unit) in a fixed order, and nothing depends on how
+//! edges are cut into chunks or tiles.
+
+mod arena;
+pub mod device;
+pub mod error;
+mod gemm;
+mod inputs;
+#[cfg(feature = "host-kernels")]
+pub mod host;
+pub mod params;
+mod pass;
+mod plan;
+mod run;
+pub mod shapes;
+mod weights;
+
+pub use error::CudaError;
+
+use super::{
+    Backend, DeviceError, NetworkForces, NetworkOutput, PositionedSystem, Structure,
+    WeightSource,
+};
+use crate::neighbors::{NeighborError, SearchTables, search_tables};
+use crate::nn::Program;
+use crate::so3::Wigner;
+use device::Device;
+use inputs::Systems;
+use pass::{Capacity, Chunking, Pass, Places};
+use plan::{Keep, Plan};
+use run::{Constants, Runner};
+use shapes::Shapes;
+use rayon::prelude::*;
+use std::sync::{Arc, Mutex, PoisonError};
+use weights::Weights;
+
+/// Number types of the products of edge values. Everything else is f32, geometry and sums over a
+/// system f64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// IEEE f32.
+    F32,
+    /// tf32 operands, f32 sums.
+    #[default]
+    Tf32,
+    /// fp16 operands and edge values, f32 sums.
+    F16,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::F16 => "f16",
+        })
+    }
+}
+
+/// How to evaluate.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Number types.
+    pub precision: Precision,
+    /// Most memory for the evaluation of batches, bytes.
+    pub memory_bytes: usize,
+    /// Most memory for mixed weights, bytes; a batch that needs more gets it.
+    pub mixed_bytes: usize,
+    /// Most memory for experts that stay on the device, bytes.
+    pub experts_bytes: usize,
+    /// Edges that are computed together. More use the device better, fewer take less memory.
+    pub chunk_edges: usize,
+    /// Whether repeated evaluations of one size are replayed as a graph.
+    pub graphs: bool,
+}
+
+impl Options {
+    /// Options for a device with this much free memory.
+    pub fn new(precision: Precision, free_bytes: usize) -> Options {
+        Options {
+            precision,
+            memory_bytes: free_bytes / 10 * 7,
+            mixed_bytes: free_bytes / 10,
+            experts_bytes: free_bytes / 10,
+            chunk_edges: 16 * 1024,
+            graphs: true,
+        }
+    }
+}
+
+/// (lmax, mmax) that kernels are compiled for.
+const LAYOUTS: [(usize, usize); 8] = [
+    (1, 1),
+    (2, 1),
+    (2, 2),
+    (3, 2),
+    (3, 3),
+    (4, 2),
+    (4, 4),
+    (6, 2),
+];
+
+/// Interprets one program on a CUDA device.
+pub struct CudaBackend {
+    program: Arc<Program>,
+    source: Arc<dyn WeightSource>,
+    device: Arc<dyn Device>,
+    options: Options,
+    /// By how much is kept, most first.
+    plans: [Plan; 3],
+    shapes: Shapes,
+    state: Mutex<Option<State>>,
+}
+
+/// What lies on the device.
+struct State {
+    weights: Weights,
+    constants: Constants,
+    passes: Vec<Pass>,
+    clock: u64,
+    /// Most edges per atom of a batch so far.
+    edges_per_atom: usize,
+}
+
+impl CudaBackend {
+    /// Prepares a program: uploads its weights, except those that are mixed per system.
+    ///
+    /// # Errors
+    /// Programs that the kernels cannot run, by name, and errors of the device.
+    pub fn new(
+        program: Arc<Program>,
+        source: Arc<dyn WeightSource>,
+        device: Arc<dyn Device>,
+        options: Options,
+    ) -> Result<CudaBackend, CudaError> {
+        let layout = &program.layout;
+        if !LAYOUTS.contains(&(layout.lmax, layout.mmax)) {
+            return Err(CudaError::Unsupported(format!(
+                "lmax {} with mmax {}; kernels exist for {LAYOUTS:?}",
+                layout.lmax, layout.mmax
+            )));
+        }
+        let stored = match options.precision {
+            Precision::F16 => 2,
+            Precision::F32 | Precision::Tf32 => 4,
+        };
+        let plan = |keep| Plan::new(&program, stored, keep);
+        let plans = [
+            plan(Keep::Messages)?,
+            plan(Keep::Gates)?,
+            plan(Keep::Nothing)?,
+        ];
+        let shapes = Shapes::new(&program, options.precision);
+        let backend = CudaBackend {
+            program,
+            source,
+            device,
+            options,
+            plans,
+            shapes,
+            state: Mutex::new(None),
+        };
+        let state = backend.prepare()?;
+        *backend.state() = Some(state);
+        Ok(backend)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, Option<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Weights and constants, on a fresh context.
+    fn prepare(&self) -> Result<State, CudaError> {
+        let device = &*self.device;
+        let weights = Weights::new(
+            device,
+            self.program.clone(),
+            self.source.clone(),
+            &self.options,
+        )?;
+        let layout = &self.program.layout;
+        let degrees: Vec<u32> = layout.edge_row_degree.iter().map(|&l| l as u32).collect();
+        Ok(State {
+            weights,
+            constants: Constants {
+                row_degree: device.alloc_with(&degrees)?,
+                half_turns: device.alloc_with(&Wigner::new(layout).half_turns())?,
+            },
+            passes: Vec::new(),
+            clock: 0,
+            edges_per_atom: 64,
+        })
+    }
+
+    fn chunking(&self, capacity: &Capacity) -> Chunking {
+        Chunking::new(capacity, self.options.chunk_edges)
+    }
+
+    /// Memory of a pass that keeps as little as possible, bytes.
+    fn least_memory(&self, capacity: &Capacity) -> usize {
+        let chunking = self.chunking(capacity);
+        Places::new(&self.program, &self.plans[2], capacity, &chunking).bytes
+    }
+
+    /// A pass that holds a batch: one that is there, or a new one for which others may have to go.
+    fn pass(&self, state: &mut State, need: Capacity) -> Result<usize, CudaError> {
+        let capacity = need.rounded();
+        state.clock += 1;
+        if let Some(i) = state.passes.iter().position(|p| p.capacity == capacity) {
+            state.passes[i].last_use = state.clock;
+            return Ok(i);
+        }
+        let limit = self.options.memory_bytes;
+        let chunking = self.chunking(&capacity);
+        let fitting = self.plans.iter().enumerate().find_map(|(keep, plan)| {
+            let places = Places::new(&self.program, plan, &capacity, &chunking);
+            (places.bytes <= limit).then_some((keep, places))
+        });
+        let Some((keep, places)) = fitting else {
+            return Err(CudaError::Invalid(format!(
+                "{} atoms with {} edges need {} MiB, more than the limit of {} MiB",
+                need.atoms,
+                need.edges,
+                self.least_memory(&capacity) >> 20,
+                limit >> 20
+            )));
+        };
+        while state.passes.iter().map(|p| p.places.bytes).sum::<usize>() + places.bytes > limit {
+            let oldest = (0..state.passes.len()).min_by_key(|&i| state.passes[i].last_use);
+            let Some(oldest) = oldest else { break };
+            self.release(state.passes.swap_remove(oldest))?;
+        }
+        state.passes.push(Pass {
+            capacity,
+            chunking,
+            places,
+            base: self.device.alloc(places.bytes)?,
+            keep,
+            last_use: state.clock,
+            graphs: [None; 2],
+            runs: [0; 2],
+        });
+        Ok(state.passes.len() - 1)
+    }
+
+    fn release(&self, pass: Pass) -> Result<(), CudaError> {
+        for graph in pass.graphs.into_iter().flatten() {
+            self.device.release_graph(graph);
+        }
+        self.device.free(pass.base)
+    }
+
+    /// Works on the state; after an error that has cost the context, the next call makes it anew.
+    fn on_device<T>(
+        &self,
+        work: impl FnOnce(&mut State) -> Result<T, CudaError>,
+    ) -> Result<T, DeviceError> {
+        let mut held = self.state();
+        let result = (|| {
+            if held.is_none() {
+                self.device.recreate()?;
+                *held = Some(self.prepare()?);
+            }
+            work(held.as_mut().expect("prepared just now"))
+        })();
+        if result.is_err() && self.device.unhealthy().is_some() {
+            *held = None;
+        }
+        result.map_err(|error| DeviceError(error.to_string()))
+    }
+
+    /// Uploads what does not depend on edges and runs a pass, as a graph if it ran before.
+    fn run_pass(
+        &self,
+        state: &mut State,
+        index: usize,
+        systems: &Systems,
+        edges: usize,
+        extra: &inputs::Inputs,
+        kind: Kind,
+    ) -> Result<(), CudaError> {
+        let device = &*self.device;
+        let conditionings = &systems.conditionings;
+        let mixed = state.weights.mixed(device, conditionings)?;
+        let tasks = conditionings.iter().map(|c| state.weights.task_base(c.task_index));
+        let tasks: Vec<u64> = tasks.collect();
+        let pass = &state.passes[index];
+        let common = systems.inputs(&self.program, pass, &mixed, &tasks, edges);
+        for inputs in [&common, extra] {
+            device.upload_bytes(pass.at(inputs.at), &inputs.bytes)?;
+        }
+        let runner = self.runner(state, index);
+        let run = || match kind {
+            Kind::List => runner.evaluate(),
+            Kind::Search => {
+                runner.search()?;
+                runner.evaluate()?;
+                runner.totals()
+            }
+        };
+        // The first evaluation of a size runs as it is: kernels are loaded then, which cannot be
+        // captured, and a size that is not seen again is not worth a graph.
+        let graph = match pass.graphs[kind as usize] {
+            None if self.options.graphs && pass.runs[kind as usize] > 0 => {
+                device.begin_capture()?;
+                let recorded = run();
+                let graph = device.end_capture();
+                recorded?;
+                Some(graph?)
+            }
+            known => known,
+        };
+        match graph {
+            Some(graph) => device.launch_graph(graph)?,
+            None => run()?,
+        }
+        let pass = &mut state.passes[index];
+        pass.graphs[kind as usize] = graph;
+        pass.runs[kind as usize] += 1;
+        Ok(())
+    }
+
+    fn runner<'a>(&'a self, state: &'a State, index: usize) -> Runner<'a> {
+        let pass = &state.passes[index];
+        Runner {
+            device: &*self.device,
+            program: &self.program,
+            plan: &self.plans[pass.keep],
+            pass,
+            weights: &state.weights,
+            constants: state.constants,
+            precision: self.options.precision,
+            shapes: &self.shapes,
+        }
+    }
+
+    /// With edges from the host.
+    fn evaluate(
+        &self,
+        state: &mut State,
+        batch: &[Structure],
+    ) -> Result<Vec<NetworkOutput>, CudaError> {
+        let device = &*self.device;
+        let systems = Systems {
+            numbers: batch.iter().map(|s| s.numbers).collect(),
+            conditionings: batch.iter().map(|s| &*s.conditioning).collect(),
+        };
+        let need = Capacity::of(batch);
+        let index = self.pass(state, need)?;
+        let edges = inputs::edges(&state.passes[index], batch)?;
+        self.run_pass(state, index, &systems, need.edges, &edges, Kind::List)?;
+        let runner = self.runner(state, index);
+        let energies: Vec<f32> = device.download(runner.energies(), need.atoms)?;
+        let pass = &state.passes[index];
+        let gradients: Vec<[f64; 3]> =
+            device.download(pass.at(pass.places.gradient), need.edges)?;
+        let (mut energies, mut gradients) = (energies.as_slice(), gradients.as_slice());
+        let outputs = batch.iter().map(|structure| {
+            let (mine, rest) = energies.split_at(structure.numbers.len());
+            energies = rest;
+            let (gradient, rest) = gradients.split_at(structure.neighbors.len());
+            gradients = rest;
+            NetworkOutput {
+                energy: mine.iter().map(|&e| f64::from(e)).sum(),
+                gradient: gradient.to_vec(),
+            }
+        });
+        Ok(outputs.collect())
+    }
+
+    /// With a search on the device. `None` where the edges must come from the host: an atom has
+    /// more neighbours than the model keeps, or the batch does not fit as a whole.
+    fn evaluate_positions(
+        &self,
+        state: &mut State,
+        batch: &[&PositionedSystem],
+        tables: &[SearchTables],
+    ) -> Result<Option<Vec<Result<NetworkForces, NeighborError>>>, CudaError> {
+        let systems = Systems {
+            numbers: batch.iter().map(|s| s.system.numbers.as_slice()).collect(),
+            conditionings: batch.iter().map(|s| &*s.conditioning).collect(),
+        };
+        let positions: Vec<&[[f64; 3]]> =
+            batch.iter().map(|s| s.system.positions.as_slice()).collect();
+        let atoms = positions.iter().map(|p| p.len()).sum();
+        let mut need = Capacity {
+            atoms,
+            edges: state.guess(atoms),
+            systems: batch.len(),
+        };
+        // A second try knows how many edges there are.
+        loop {
+            if self.least_memory(&need.rounded()) > self.options.memory_bytes {
+                return Ok(None);
+            }
+            let index = self.pass(state, need)?;
+            let search = inputs::search(&state.passes[index], &positions, tables);
+            self.run_pass(state, index, &systems, 0, &search, Kind::Search)?;
+            let pass = &state.passes[index];
+            let p = &pass.places;
+            let mut bytes = vec![0u8; p.results_end - p.flags];
+            self.device.download_bytes(pass.at(p.flags), &mut bytes)?;
+            let results = Results {
+                bytes: &bytes,
+                from: p.flags,
+            };
+            let flags: Vec<u32> = results.get(p.flags, 4);
+            let [found, degree, overflow] = [flags[0] as usize, flags[1] as usize, flags[2] as usize];
+            state.edges_per_atom = state.edges_per_atom.max(found.div_ceil(atoms.max(1)));
+            let limit = batch.iter().map(|s| s.max_neighbors).min().unwrap_or(0);
+            if degree > limit.min(pass::MAX_DEGREE) {
+                return Ok(None);
+            }
+            if overflow != 0 {
+                if found <= need.edges {
+                    return Err(CudaError::Invalid(format!(
+                        "{found} edges did not fit into room for {}",
+                        pass.capacity.edges
+                    )));
+                }
+                need.edges = found;
+                continue;
+            }
+            return Ok(Some(forces(batch, &results, p)));
+        }
+    }
+}
+
+/// Where the edges of a pass come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// From the host.
+    List = 0,
+    /// The device searches.
+    Search = 1,
+}
+
+impl State {
+    /// Edges that so many atoms probably have.
+    fn guess(&self, atoms: usize) -> usize {
+        let pairs = atoms.saturating_mul(atoms.saturating_sub(1));
+        let usual = atoms * (self.edges_per_atom + self.edges_per_atom / 8);
+        // Small isolated molecules have no more than all pairs; small cells have more.
+        usual.min(pairs.max(64 * atoms)).max(256)
+    }
+}
+
+/// The results of a pass as bytes.
+struct Results<'a> {
+    bytes: &'a [u8],
+    from: usize,
+}
+
+impl Results<'_> {
+    fn get<T: bytemuck::Pod>(&self, at: usize, count: usize) -> Vec<T> {
+        let at = at - self.from;
+        bytemuck::pod_collect_to_vec(&self.bytes[at..at + count * size_of::<T>()])
+    }
+}
+
+fn forces(
+    batch: &[&PositionedSystem],
+    results: &Results,
+    places: &Places,
+) -> Vec<Result<NetworkForces, NeighborError>> {
+    let energies: Vec<f64> = results.get(places.energy, batch.len());
+    let virials: Vec<[f64; 9]> = results.get(places.virial, batch.len());
+    let starts: Vec<u32> = results.get(places.edge_start, batch.len() + 1);
+    let mut atom = 0;
+    let mut answers = Vec::new();
+    for (i, system) in batch.iter().enumerate() {
+        let atoms = system.system.len();
+        let edges = (starts[i + 1] - starts[i]) as usize;
+        let forces: Vec<[f64; 3]> = results.get(places.force + 24 * atom, atoms);
+        atom += atoms;
+        answers.push(match edges > system.max_edges {
+            true => Err(NeighborError::TooManyEdges {
+                found: edges,
+                limit: system.max_edges,
+            }),
+            false => Ok(NetworkForces {
+                energy: energies[i],
+                forces,
+                virial: std::array::from_fn(|j| {
+                    std::array::from_fn(|k| 0.5 * (virials[i][3 * j + k] + virials[i][3 * k + j]))
+                }),
+            }),
+        });
+    }
+    answers
+}
+
+impl Backend for CudaBackend {
+    fn run(&self, batch: &[Structure]) -> Result<Vec<NetworkOutput>, DeviceError> {
+        self.on_device(|state| self.evaluate(state, batch))
+    }
+
+    fn run_positions(
+        &self,
+        batch: &[PositionedSystem],
+    ) -> Result<Vec<Option<Result<NetworkForces, NeighborError>>>, DeviceError> {
+        let tables: Vec<_> = batch
+            .par_iter()
+            .map(|s| search_tables(s.system, self.program.cutoff, s.max_edges))
+            .collect();
+        let mut answers: Vec<Option<Result<NetworkForces, NeighborError>>> = Vec::new();
+        let (mut searched, mut their_tables) = (Vec::new(), Vec::new());
+        for (i, table) in tables.into_iter().enumerate() {
+            answers.push(match table {
+                Err(error) => Some(Err(error)),
+                Ok(Some(table)) if inputs::images_fit(&table) => {
+                    searched.push(i);
+                    their_tables.push(table);
+                    None
+                }
+                Ok(_) => None,
+            });
+        }
+        if searched.is_empty() {
+            return Ok(answers);
+        }
+        let systems: Vec<&PositionedSystem> = searched.iter().map(|&i| &batch[i]).collect();
+        let found =
+            self.on_device(|state| self.evaluate_positions(state, &systems, &their_tables))?;
+        for (i, answer) in searched.into_iter().zip(found.into_iter().flatten()) {
+            answers[i] = Some(answer);
+        }
+        Ok(answers)
+    }
+
+    fn memory(&self, atoms: usize, edges: usize) -> usize {
+        let capacity = Capacity {
+            atoms,
+            edges,
+            systems: 1,
+        };
+        self.least_memory(&capacity.rounded())
+    }
+
+    fn conditioning_memory(&self) -> usize {
+        self.state().as_ref().map_or(0, |s| s.weights.mixed_bytes())
+    }
+
+    fn device(&self) -> &'static str {
+        "cuda"
+    }
+}
