@@ -18,9 +18,11 @@ case $seconds in
     ;;
 esac
 
+# The same versions as in the tests; cargo adds the fuzzing engine.
+cp ../Cargo.lock Cargo.lock
 # Beside the artifacts of the tests: the dependencies are the same.
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/../target}
-RUSTC_WRAPPER=$PWD/rustc.sh cargo build --locked "${@/#/--bin=}"
+RUSTC_WRAPPER=$PWD/rustc.sh cargo build --quiet "${@/#/--bin=}"
 
 failed=()
 for target in "$@"; do
