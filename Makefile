@@ -10,11 +10,13 @@ BIND ?= 127.0.0.1:8000
 RECORD ?= runs
 # More options of `umaserve serve`.
 ARGS ?=
+# How long each fuzz target runs.
+FUZZ_SECONDS ?= 8
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve build test bench check docs setup readers
+.PHONY: help serve build test bench fuzz check docs setup setup-tests readers
 
 # Built without optimisation: that takes one or two minutes, once.
 CARGO_DENY = 0.20.2
@@ -47,9 +49,12 @@ serve: build ## Install what is missing, build, and serve (RANKS processes under
 build: setup ## The release binary, target/release/umaserve
 	cargo build --release --locked
 
-test: setup readers ## All tests, with the Python readers and under mpirun
+test: setup-tests readers ## All tests, with the Python readers and under mpirun
 	cargo test --locked --no-default-features --lib --test architecture
 	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" cargo test --locked
+
+fuzz: setup ## Feed damaged input to everything that reads, FUZZ_SECONDS each
+	fuzz/run.sh $(FUZZ_SECONDS)
 
 bench: setup ## All benches; each prints a table
 	cargo bench --locked
@@ -68,6 +73,9 @@ docs: setup ## The documentation of the code, in target/doc/umaserve/index.html
 
 setup:
 	@tools/setup.sh
+
+setup-tests:
+	@tools/setup.sh tests
 
 readers: setup
 	@[ -n "$${UMASERVE_PYTHON:-}" ] || tools/readers.sh >/dev/null

@@ -67,6 +67,8 @@ pub struct Environment {
     pub ranks_on_host: Option<usize>,
     /// `UMASERVE_INJECT_FAULT`: a fault on purpose, for tests; see [`Fault`].
     pub fault: Option<String>,
+    /// `UMASERVE_RANKS`: ranks that were started together; set by `slurm/serve.sh`.
+    pub expected_ranks: Option<usize>,
     /// Place of the running program, to find what is shipped beside it.
     pub program: Option<PathBuf>,
     /// `SLURM_CPUS_PER_TASK`: CPUs that Slurm has given to this rank.
@@ -104,11 +106,11 @@ impl Environment {
         };
         // Open MPI, PMIx and PMI (MPICH, Intel MPI, Slurm).
         let launched = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"];
-        let local = [
-            "OMPI_COMM_WORLD_LOCAL_SIZE",
-            "MPI_LOCALNRANKS",
-            "SLURM_NTASKS_PER_NODE",
-        ];
+        let number = |name| text(name)?.trim().parse::<usize>().ok();
+        let local = ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"];
+        // Not SLURM_NTASKS_PER_NODE: that is what the job asked for, not what this step has.
+        let local_of_step =
+            || tasks_on_node(&text("SLURM_STEP_TASKS_PER_NODE")?, number("SLURM_NODEID")?);
         Environment {
             force_cpu: flag("MLIPVIEW_FORCE_CPU"),
             model: text("UMA_MODEL"),
@@ -118,9 +120,8 @@ impl Environment {
             log_geometries: flag("UMA_GEOM_DEBUG"),
             log_filter: text("RUST_LOG"),
             launched_by_mpi: launched.into_iter().any(|name| text(name).is_some()),
-            ranks_on_host: local
-                .into_iter()
-                .find_map(|name| text(name)?.trim().parse().ok()),
+            ranks_on_host: local.into_iter().find_map(number).or_else(local_of_step),
+            expected_ranks: number("UMASERVE_RANKS"),
             fault: text("UMASERVE_INJECT_FAULT"),
             program: None,
             cpus_per_task: text("SLURM_CPUS_PER_TASK").and_then(|n| n.trim().parse().ok()),
@@ -155,6 +156,22 @@ impl Environment {
         }
         directives
     }
+}
+
+/// The entry of node number `node` in Slurm's list of tasks per node, such as `3,2(x3)`.
+fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
+    let mut before = 0;
+    for part in list.split(',') {
+        let (tasks, nodes) = match part.split_once("(x") {
+            Some((tasks, times)) => (tasks, times.strip_suffix(')')?.parse::<usize>().ok()?),
+            None => (part, 1),
+        };
+        before += nodes;
+        if node < before {
+            return tasks.trim().parse().ok();
+        }
+    }
+    None
 }
 
 /// The checkpoint and where it is evaluated, checked.
@@ -217,6 +234,8 @@ pub struct ServeConfig {
     pub seed: u64,
     /// Whether this process is a rank of an MPI job.
     pub launched_by_mpi: bool,
+    /// Ranks that the job has to have.
+    pub expected_ranks: Option<usize>,
     /// Place of the running program.
     pub program: Option<PathBuf>,
 }
@@ -282,6 +301,7 @@ pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig,
         edge_budget: in_range("--edge-budget", edge_budget, 1..=2_000_000_000)?,
         seed: args.seed,
         launched_by_mpi: environment.launched_by_mpi,
+        expected_ranks: environment.expected_ranks,
         program: environment.program.clone(),
     })
 }
@@ -560,6 +580,23 @@ pub(super) mod tests {
             let config = serve_with(&[name, "3"], &slurm).unwrap();
             assert_eq!(config.model.threads, 3);
         }
+    }
+
+    #[test]
+    fn slurm_says_how_many_ranks_a_node_has() {
+        let here = |node: &'static str| {
+            Environment::from(|name| match name {
+                "PMIX_RANK" => Some("1".into()),
+                "SLURM_NODEID" => Some(node.into()),
+                "SLURM_STEP_TASKS_PER_NODE" => Some("3,2(x2)".into()),
+                "SLURM_NTASKS_PER_NODE" => Some("9".into()),
+                "UMASERVE_RANKS" => Some("7".into()),
+                _ => None,
+            })
+        };
+        let ranks = ["0", "1", "2", "3"].map(|node| here(node).ranks_on_host);
+        assert_eq!(ranks, [Some(3), Some(2), Some(2), None]);
+        assert_eq!(here("0").expected_ranks, Some(7));
     }
 
     #[test]

@@ -47,16 +47,19 @@ pub enum Exit {
     Resumable,
     /// By a fault that a new start may mend.
     Fault,
+    /// The ranks do not find each other: the launcher does not fit the MPI library.
+    NotTogether,
 }
 
 impl Exit {
-    /// Exit code of the process: 75 is EX_TEMPFAIL of sysexits.h ("try again later"), 70 is
-    /// EX_SOFTWARE.
+    /// Exit code of the process: 75 is EX_TEMPFAIL of sysexits.h ("try again later"), 70
+    /// EX_SOFTWARE, 69 EX_UNAVAILABLE.
     pub fn code(self) -> u8 {
         match self {
             Exit::Done => 0,
             Exit::Resumable => 75,
             Exit::Fault => 70,
+            Exit::NotTogether => 69,
         }
     }
 }
@@ -178,6 +181,16 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
     use cluster::{Identity, Ranks};
 
     let ranks = Ranks::join()?;
+    if let Some(expected) = config.expected_ranks
+        && expected != ranks.size()
+    {
+        eprintln!(
+            "umaserve: {expected} ranks were started, but this one finds {} of them: the launcher \
+             (srun --mpi=...) does not fit the MPI library of this program; try mpirun",
+            ranks.size()
+        );
+        return Ok(Exit::NotTogether);
+    }
     if ranks.size() == 1 {
         return alone(config);
     }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what building umaserve needs and is missing: Debian/Ubuntu packages (with sudo when not
 # root) and a Rust toolchain for this user. Says what it does; does nothing, quickly, when all is
-# there. On other systems it names what is missing.
+# there. On other systems it names what is missing. `tools/setup.sh tests` installs what only tests
+# need as well: a Slurm to submit jobs to, and what checks scripts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,6 +20,14 @@ packages=(
     curl
     ca-certificates
 )
+if [ "${1:-}" = tests ]; then
+    packages+=(
+        slurmctld slurmd slurm-client munge  # tests/slurm starts them by itself
+        iproute2 util-linux                  # network namespaces
+        ruby                                 # renders the Open OnDemand app
+        shellcheck
+    )
+fi
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null | cut -c1-2)" = "ii" ]; }
 
