@@ -120,6 +120,13 @@ export class Workbench {
   readonly mdSeries = new Series(4)
   readonly relaxSeries = new Series(2)
 
+  /** Rises with every sample of a series. */
+  latestSample(kind: Kind): number {
+    return kind === 'md' ? this.mdSamples : this.relaxSamples
+  }
+  private mdSamples = 0
+  private relaxSamples = 0
+
   private readonly history = new History()
   private readonly exchange = new Exchange()
   private readonly connection: Connection
@@ -770,6 +777,7 @@ export class Workbench {
       cell: frame.cell ? Float64Array.from(frame.cell.m) : null,
     })
     if (kind === 'md') {
+      this.mdSamples++
       this.mdSeries.push(timeFs / 1000, [
         frame.energy ?? NaN,
         (frame.energy ?? NaN) + (frame.kinetic ?? NaN),
@@ -777,6 +785,7 @@ export class Workbench {
         frame.fmax ?? NaN,
       ])
     } else {
+      this.relaxSamples++
       this.relaxSeries.push(step, [frame.energy ?? NaN, frame.fmax ?? NaN])
     }
     const now = performance.now()

@@ -76,6 +76,7 @@ export class Scene {
   private height = 1
   private stale = true
   private drawnRevision = -1
+  private drawnBonds: Bonds = NO_BONDS
   /** Positions as drawn: wrapped into the cell if asked for. */
   private places: Float64Array = new Float64Array(0)
   private radii: Float32Array = new Float32Array(0)
@@ -199,9 +200,10 @@ export class Scene {
 
   /** Draws if anything has changed. */
   draw(): void {
-    if (!this.stale && this.drawnRevision === this.bench.revision) return
+    if (!this.stale && this.drawnRevision === this.bench.revision && this.drawnBonds === this.bench.bonds) return
     const begun = performance.now()
     this.drawnRevision = this.bench.revision
+    this.drawnBonds = this.bench.bonds
     this.stale = false
     this.placeCamera()
     this.build()
