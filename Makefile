@@ -14,7 +14,7 @@ ARGS ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve build test bench check docs setup readers
+.PHONY: help serve build page test test-page bench check docs setup readers
 
 # Built without optimisation: that takes one or two minutes, once.
 CARGO_DENY = 0.20.2
@@ -44,12 +44,34 @@ help: ## This list
 serve: build ## Install what is missing, build, and serve (RANKS processes under mpirun)
 	$(if $(filter 1,$(RANKS)),exec,exec mpirun -n $(RANKS)) $(SERVE)
 
-build: setup ## The release binary, target/release/umaserve
+build: setup page ## The release binary with the page in it, target/release/umaserve
 	cargo build --release --locked
 
-test: setup readers ## All tests, with the Python readers and under mpirun
+page: setup ## The viewer page, viewer/dist; built again when its sources have changed
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory viewer/dist/index.html; \
+		else echo 'page: no npm; the server will say that it was built without its page'; fi
+
+viewer/node_modules/.package-lock.json: viewer/package.json viewer/package-lock.json
+	cd viewer && npm ci --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+viewer/dist/index.html: viewer/node_modules/.package-lock.json proto/session.proto viewer/index.html \
+		viewer/buf.gen.yaml viewer/vite.config.ts viewer/tsconfig.json \
+		$(shell find viewer/src viewer/public -type f -not -path '*/generated/*')
+	cd viewer && npm run --silent build
+	@touch $@
+
+test: setup readers page ## All tests, with the Python readers, under mpirun, and the page in a browser
 	cargo test --locked --no-default-features --lib --test architecture
 	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" cargo test --locked
+	$(MAKE) --no-print-directory test-page
+
+test-page: setup readers page ## Tests of the page: its parts, then a visit with a browser against a real server
+	@tools/setup.sh browser
+	@command -v npm >/dev/null || { echo 'test-page: skipped, there is no npm'; exit 0; }; \
+	cargo build --locked --bin umaserve; \
+	cd viewer && npm run --silent test && UMASERVE="$$PWD/../target/debug/umaserve" \
+		UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(../tools/readers.sh)}" npm run --silent e2e
 
 bench: setup ## All benches; each prints a table
 	cargo bench --locked

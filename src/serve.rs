@@ -13,11 +13,15 @@ use crate::engine::{Engine, EngineHandle, EngineSettings, Event, NoRecording, Re
 use crate::potential::Potential;
 use crate::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
 use crate::recording::Recording;
+#[cfg(feature = "hdf5")]
+use crate::server::RecordingInfo;
 use crate::server::{
-    EngineSender, FromViewer, Health, HealthStatus, RunningServer, ServerSettings,
+    EngineSender, FromViewer, Health, HealthStatus, Recordings, RunningServer, ServerSettings,
 };
 use crate::session::SessionSettings;
 use crate::trajectory::{Provenance, Recorder, RecorderSettings};
+#[cfg(feature = "hdf5")]
+use crate::trajectory::{Shelf, ShelfEntry};
 use crate::worker::thread_body;
 
 /// How long a worker rank survives a signal without being dismissed by rank 0.
@@ -263,6 +267,9 @@ impl Front {
         let health = Arc::new(Health::new(HealthStatus {
             model: self.model.clone(),
             task: self.session.default_task.clone(),
+            tasks: self.session.tasks.clone(),
+            max_atoms: self.session.max_atoms,
+            recording: self.session.can_record,
             cuda: config.model.device == Device::Cuda,
             force_cpu: config.model.force_cpu,
             model_loaded: true,
@@ -274,6 +281,7 @@ impl Front {
             max_sessions: config.max_sessions,
             max_message_bytes: config.max_message_bytes,
             max_undigested_bytes: 2 * config.max_message_bytes,
+            recordings: recordings(config),
             ..ServerSettings::default()
         };
         let address = self
@@ -339,6 +347,42 @@ fn provenance(config: &ServeConfig, checkpoint: &Checkpoint) -> Provenance {
         precision: Precision::from(config.model.precision).to_string(),
         device: device_name(&config.model).into(),
         ..Provenance::default()
+    }
+}
+
+/// The recordings that viewers may download.
+#[cfg(feature = "hdf5")]
+fn recordings(config: &ServeConfig) -> Option<Arc<dyn Recordings>> {
+    let directory = config.record.as_ref()?;
+    Some(Arc::new(Downloads(Shelf::new(directory))))
+}
+
+/// Without HDF5 nothing is recorded.
+#[cfg(not(feature = "hdf5"))]
+fn recordings(_config: &ServeConfig) -> Option<Arc<dyn Recordings>> {
+    None
+}
+
+#[cfg(feature = "hdf5")]
+#[derive(Debug)]
+struct Downloads(Shelf);
+
+#[cfg(feature = "hdf5")]
+impl Recordings for Downloads {
+    fn list(&self) -> Result<Vec<RecordingInfo>, String> {
+        let entries = self.0.list().map_err(|error| error.to_string())?;
+        let info = |entry: ShelfEntry| RecordingInfo {
+            name: entry.name,
+            bytes: entry.bytes,
+            modified: entry.modified,
+            frames: entry.frames,
+            live: entry.live,
+        };
+        Ok(entries.into_iter().map(info).collect())
+    }
+
+    fn open(&self, name: &str) -> Result<Option<std::fs::File>, String> {
+        self.0.open(name).map_err(|error| error.to_string())
     }
 }
 

@@ -6,6 +6,8 @@
 
 pub mod convert;
 mod health;
+mod page;
+mod recordings;
 mod runtime;
 mod socket;
 
@@ -19,13 +21,14 @@ use axum::Router;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Json, State};
 use axum::http::StatusCode;
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 pub use health::{Health, HealthStatus};
+pub use recordings::{RecordingInfo, Recordings};
 pub use runtime::{RunningServer, outlive_signals};
 
 use crate::comm::SessionId;
@@ -94,6 +97,8 @@ pub struct ServerSettings {
     pub ping_interval: Duration,
     /// Time in which a message must leave; a viewer that does not read is dropped after it.
     pub write_timeout: Duration,
+    /// The recordings that may be downloaded.
+    pub recordings: Option<Arc<dyn Recordings>>,
 }
 
 impl Default for ServerSettings {
@@ -106,6 +111,7 @@ impl Default for ServerSettings {
             max_outgoing: 32,
             ping_interval: Duration::from_secs(20),
             write_timeout: Duration::from_secs(20),
+            recordings: None,
         }
     }
 }
@@ -145,7 +151,11 @@ pub async fn serve(
         _alive: alive,
     });
     let router = Router::new()
-        .route("/", get(page))
+        .route("/", get(page::index))
+        .route("/icon.svg", get(page::icon))
+        .route("/assets/{name}", get(page::asset))
+        .route("/recordings", get(recordings::list))
+        .route("/recordings/{name}", get(recordings::file))
         .route("/ws", get(upgrade))
         .route("/serve/health", get(serve_health))
         .route("/uma/stats", get(stats))
@@ -203,8 +213,4 @@ async fn stats(State(shared): State<Arc<Shared>>) -> Json<serde_json::Value> {
 async fn reset(State(shared): State<Arc<Shared>>) -> Json<serde_json::Value> {
     shared.health.reset();
     Json(serde_json::json!({ "status": "ok" }))
-}
-
-async fn page() -> Html<&'static str> {
-    Html(include_str!("page.html"))
 }

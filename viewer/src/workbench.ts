@@ -21,6 +21,7 @@ import { Connection, type Status } from './protocol/connection'
 import { Exchange, SimType, type Frame, type Heard, type Parameters, type Run } from './protocol/exchange'
 import { inWords, type Severity } from './protocol/notices'
 import { History } from './record/history'
+import { recordLabel } from './record/label'
 import { Series } from './record/series'
 import { Timeline, type TimelineFrame } from './record/timeline'
 import { keptStructure, keepStructure, sessionMemory } from './memory'
@@ -877,15 +878,4 @@ function sameNumbers(a: ArrayLike<number>, b: ArrayLike<number>): boolean {
   if (a.length !== b.length) return false
   for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false
   return true
-}
-
-/** A file name that the server accepts: the structure's name and when. */
-export function recordLabel(name: string, when = new Date()): string {
-  const stem = name
-    .normalize('NFKD')
-    .replace(/[^A-Za-z0-9._-]+/g, '-')
-    .replace(/^[^A-Za-z0-9]+|[^A-Za-z0-9]+$/g, '')
-    .slice(0, 60)
-  const stamp = when.toISOString().slice(0, 19).replace(/[-:]/g, '').replace('T', '-')
-  return `${stem || 'run'}-${stamp}`
 }

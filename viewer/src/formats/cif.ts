@@ -41,7 +41,7 @@ function* tokens(text: string): Generator<Token> {
       i = end + 2
     } else if (c === "'" || c === '"') {
       let end = i + 1
-      while (end < n && text[end] !== '\n' && !(text[end] === c && /\s|$/.test(text[end + 1] ?? ''))) end++
+      while (end < n && text[end] !== '\n' && !(text[end] === c && /\s/.test(text[end + 1] ?? ' '))) end++
       if (text[end] !== c) throw new FormatError(FORMAT, 'a quote has no end', line)
       yield { text: text.slice(i + 1, end), quoted: true, line }
       i = end + 1

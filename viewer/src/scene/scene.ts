@@ -4,10 +4,12 @@ import {
   BufferAttribute,
   BufferGeometry,
   Color,
+  CustomBlending,
   GLSL3,
   LineBasicMaterial,
   LineDashedMaterial,
   LineSegments,
+  OneFactor,
   PerspectiveCamera,
   Quaternion,
   RawShaderMaterial,
@@ -15,6 +17,7 @@ import {
   Vector3,
   WebGLRenderer,
   DoubleSide,
+  ZeroFactor,
 } from 'three'
 import { element } from '../chem/elements'
 import type { Vec } from '../chem/geometry'
@@ -110,7 +113,19 @@ export class Scene {
         vertexShader,
         fragmentShader,
         uniforms: this.uniforms,
-        alphaToCoverage: smooth && !this.software,
+        // The alpha that becomes coverage must not stay in the picture: the page would shine through.
+        ...(smooth && !this.software
+          ? {
+              alphaToCoverage: true,
+              transparent: false,
+              blending: CustomBlending,
+              blendSrc: OneFactor,
+              blendDst: ZeroFactor,
+              blendSrcAlpha: ZeroFactor,
+              blendDstAlpha: OneFactor,
+            }
+          : {}),
+        defines: smooth && !this.software ? { SMOOTH_EDGES: '' } : {},
         side: DoubleSide,
       })
     this.atoms = new Instances(QUAD, { ball: 4, paint: 4 }, material(SPHERE_VERTEX, SPHERE_FRAGMENT, true))

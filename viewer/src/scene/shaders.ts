@@ -66,7 +66,12 @@ void main() {
   float inside2 = vRadius * vRadius - gap * gap;
   float edge = max(fwidth(gap), 1e-5);
   float cover = clamp((vRadius - gap) / edge + 0.5, 0.0, 1.0);
+#ifdef SMOOTH_EDGES
   if (cover <= 0.0) discard;
+#else
+  if (cover < 0.5) discard;
+  cover = 1.0;
+#endif
   float t = along - sqrt(max(inside2, 0.0));
   vec3 place = t * ray;
   vec3 normal = normalize(place - vCentre);

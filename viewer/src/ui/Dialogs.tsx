@@ -117,7 +117,8 @@ function OpenDialog() {
 interface RecordingFile {
   name: string
   bytes: number
-  modified: string
+  /** ms since 1970 */
+  modified: number
   frames?: number
   live: boolean
 }
@@ -157,7 +158,10 @@ function DownloadDialog() {
     setLoading(file.name)
     try {
       const answer = await fetch(httpUrl(`recordings/${encodeURIComponent(file.name)}`), authorized(bench.token))
-      if (!answer.ok) throw new Error((await answer.text()).slice(0, 300) || `The server answered ${answer.status}.`)
+      if (!answer.ok) {
+        const body = (await answer.json().catch(() => ({}))) as { error?: string }
+        throw new Error(body.error ?? `The server answered ${answer.status}.`)
+      }
       save(file.name, await answer.blob())
     } catch (error) {
       bench.say('error', 'Download failed', error instanceof Error ? error.message : String(error))
