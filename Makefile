@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 8
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve build test bench fuzz check docs setup setup-tests readers
+.PHONY: help serve build page test test-page bench fuzz check docs setup setup-tests readers
 
 # Built without optimisation: that takes one or two minutes, once.
 CARGO_DENY = 0.20.2
@@ -46,12 +46,20 @@ help: ## This list
 serve: build ## Install what is missing, build, and serve (RANKS processes under mpirun)
 	$(if $(filter 1,$(RANKS)),exec,exec mpirun -n $(RANKS)) $(SERVE)
 
-build: setup ## The release binary, target/release/umaserve
+build: setup page ## The release binary with the page in it, target/release/umaserve
 	cargo build --release --locked
 
-test: setup-tests readers ## All tests, with the Python readers and under mpirun
+test: setup-tests readers page ## All tests, with the Python readers, under mpirun, and the page in a browser
 	cargo test --locked --no-default-features --lib --test architecture
 	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" cargo test --locked
+	$(MAKE) --no-print-directory test-page
+
+test-page: setup readers page ## Tests of the page: its parts, then a visit with a browser against a real server
+	@tools/setup.sh browser
+	@command -v npm >/dev/null || { echo 'test-page: skipped, there is no npm'; exit 0; }; \
+	cargo build --locked --bin umaserve; \
+	cd viewer && npm run --silent test && UMASERVE="$$PWD/../target/debug/umaserve" \
+		UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(../tools/readers.sh)}" npm run --silent e2e
 
 fuzz: setup ## Feed damaged input to everything that reads, FUZZ_SECONDS each
 	fuzz/run.sh $(FUZZ_SECONDS)

@@ -23,14 +23,18 @@ use crate::placement::{self, Place, Seat, Wanted};
 use crate::potential::Potential;
 use crate::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
 use crate::recording::Recording;
+#[cfg(feature = "hdf5")]
+use crate::server::RecordingInfo;
 use crate::resume::{ComputedBy, StateDirectory};
 use crate::server::{
-    EngineSender, FromViewer, Health, HealthStatus, Phase, RankStatus, RunningServer,
+    EngineSender, FromViewer, Health, HealthStatus, Phase, RankStatus, Recordings, RunningServer,
     ServerSettings, StopReason,
 };
 use crate::session::{Session, SessionSettings};
 use crate::system::System;
 use crate::trajectory::{Provenance, Recorder, RecorderSettings, repair_directory};
+#[cfg(feature = "hdf5")]
+use crate::trajectory::{Shelf, ShelfEntry};
 use crate::worker::{PotentialSource, reviving_thread_body};
 use door::{Directions, Door};
 
@@ -482,6 +486,7 @@ impl Front {
                 .max()
                 .unwrap_or(0),
             max_undigested_bytes: 2 * config.max_message_bytes,
+            recordings: recordings(config),
             ..ServerSettings::default()
         };
         let directions = door.directions(config);
@@ -699,6 +704,42 @@ fn provenance(config: &ServeConfig, checkpoint: &Checkpoint) -> Provenance {
         precision: Precision::from(config.model.precision).to_string(),
         device: device_name(&config.model).into(),
         ..Provenance::default()
+    }
+}
+
+/// The recordings that viewers may download.
+#[cfg(feature = "hdf5")]
+fn recordings(config: &ServeConfig) -> Option<Arc<dyn Recordings>> {
+    let directory = config.record.as_ref()?;
+    Some(Arc::new(Downloads(Shelf::new(directory))))
+}
+
+/// Without HDF5 nothing is recorded.
+#[cfg(not(feature = "hdf5"))]
+fn recordings(_config: &ServeConfig) -> Option<Arc<dyn Recordings>> {
+    None
+}
+
+#[cfg(feature = "hdf5")]
+#[derive(Debug)]
+struct Downloads(Shelf);
+
+#[cfg(feature = "hdf5")]
+impl Recordings for Downloads {
+    fn list(&self) -> Result<Vec<RecordingInfo>, String> {
+        let entries = self.0.list().map_err(|error| error.to_string())?;
+        let info = |entry: ShelfEntry| RecordingInfo {
+            name: entry.name,
+            bytes: entry.bytes,
+            modified: entry.modified,
+            frames: entry.frames,
+            live: entry.live,
+        };
+        Ok(entries.into_iter().map(info).collect())
+    }
+
+    fn open(&self, name: &str) -> Result<Option<std::fs::File>, String> {
+        self.0.open(name).map_err(|error| error.to_string())
     }
 }
 

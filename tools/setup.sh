@@ -28,6 +28,10 @@ if [ "${1:-}" = tests ]; then
         shellcheck
     )
 fi
+# The page is built with npm; a newer Node than Debian's is taken as it is.
+command -v npm >/dev/null || packages+=(nodejs npm)
+# Only its tests need a browser: tools/setup.sh browser
+[ "${1:-}" != browser ] || command -v chromium >/dev/null || packages+=(chromium)
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null | cut -c1-2)" = "ii" ]; }
 

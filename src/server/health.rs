@@ -92,6 +92,12 @@ pub struct HealthStatus {
     pub model: String,
     /// UMA task of a viewer that names none.
     pub task: String,
+    /// Tasks that a viewer may choose from.
+    pub tasks: Vec<String>,
+    /// Atoms that a session may have.
+    pub max_atoms: usize,
+    /// Whether runs can be recorded.
+    pub recording: bool,
     /// Whether the workers evaluate on CUDA devices.
     pub cuda: bool,
     /// Whether CUDA was forbidden by the user.
@@ -266,6 +272,9 @@ impl Health {
             "version": env!("CARGO_PKG_VERSION"),
             "model": status.model,
             "task": status.task,
+            "tasks": status.tasks,
+            "max_atoms": status.max_atoms,
+            "recording": status.recording,
             "device": device,
             "cuda_available": device == "cuda",
             "model_loaded": status.model_loaded,

@@ -10,6 +10,8 @@ pub mod convert;
 mod health;
 mod limits;
 mod listen;
+mod page;
+mod recordings;
 mod runtime;
 mod socket;
 
@@ -25,7 +27,7 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Json, State};
 use axum::http::{StatusCode, header};
 use axum::middleware;
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -33,6 +35,7 @@ pub use access::{AccessSettings, Token};
 pub use health::{Health, HealthStatus, Phase, RankStatus};
 pub use limits::Limits;
 pub use listen::{Listener, Tls, UnixSocket};
+pub use recordings::{RecordingInfo, Recordings};
 pub use runtime::{RunningServer, StopReason, outlive_signals};
 
 use access::{Access, busy, doorkeeper};
@@ -131,6 +134,8 @@ pub struct ServerSettings {
     pub write_timeout: Duration,
     /// Number of the last session that exists already; sockets are numbered from the next on.
     pub last_session: u64,
+    /// The recordings that may be downloaded.
+    pub recordings: Option<Arc<dyn Recordings>>,
 }
 
 impl Default for ServerSettings {
@@ -151,6 +156,7 @@ impl Default for ServerSettings {
             ping_interval: Duration::from_secs(20),
             write_timeout: Duration::from_secs(20),
             last_session: 0,
+            recordings: None,
         }
     }
 }
@@ -227,7 +233,9 @@ pub async fn serve(
 /// something; before it the page itself, which holds no secret and asks for the token.
 fn routes(shared: Arc<Shared>) -> Router {
     let open = Router::new()
-        .route("/", get(page))
+        .route("/", get(page::index))
+        .route("/icon.svg", get(page::icon))
+        .route("/assets/{name}", get(page::asset))
         .route("/health/live", get(live));
     let closed = Router::new()
         .route("/ws", get(upgrade))
@@ -235,6 +243,8 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/serve/health", get(serve_health))
         .route("/serve/status", get(status))
         .route("/metrics", get(metrics))
+        .route("/recordings", get(recordings::list))
+        .route("/recordings/{name}", get(recordings::file))
         .route("/uma/stats", get(stats))
         .route("/uma/reset", post(reset))
         .route_layer(middleware::from_fn_with_state(shared.clone(), doorkeeper));
@@ -324,8 +334,4 @@ async fn stats(State(shared): State<Arc<Shared>>) -> Json<serde_json::Value> {
 async fn reset(State(shared): State<Arc<Shared>>) -> Json<serde_json::Value> {
     shared.health.reset();
     Json(serde_json::json!({ "status": "ok" }))
-}
-
-async fn page() -> Html<&'static str> {
-    Html(include_str!("page.html"))
 }

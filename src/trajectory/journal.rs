@@ -134,7 +134,7 @@ impl LeftOver {
     /// Opens and locks the journal of `trajectory`; `None` if there is none.
     pub(super) fn open(trajectory: &Path) -> io::Result<Option<Self>> {
         let path = journal_path(trajectory);
-        let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -144,6 +144,21 @@ impl LeftOver {
                 "a running umaserve is recording to this file; stop that session first",
             ));
         }
+        Self::read(file, path).map(Some)
+    }
+
+    /// Reads the journal of `trajectory` as it is, without its lock: it may be growing, its last
+    /// record may be half written. `None` if there is none.
+    pub(super) fn peek(trajectory: &Path) -> io::Result<Option<Self>> {
+        let path = journal_path(trajectory);
+        match File::open(&path) {
+            Ok(file) => Self::read(file, path).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(mut file: File, path: PathBuf) -> io::Result<Self> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         // A journal killed while it was created is empty: nothing was in it yet.
@@ -160,12 +175,12 @@ impl LeftOver {
                 )));
             }
         };
-        Ok(Some(Self {
+        Ok(Self {
             _file: file,
             path,
             atoms,
             bytes,
-        }))
+        })
     }
 
     /// The undamaged records, in order.
@@ -178,6 +193,13 @@ impl LeftOver {
         }
         records
     }
+}
+
+/// Step and text of an event's payload.
+pub(super) fn event(payload: &[u8]) -> Option<(i64, String)> {
+    let (step, text) = payload.split_first_chunk::<8>()?;
+    let text = String::from_utf8_lossy(text).into_owned();
+    Some((i64::from_le_bytes(*step), text))
 }
 
 fn decode(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {

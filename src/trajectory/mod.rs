@@ -7,7 +7,8 @@
 //!
 //! Reading order: [`Header`] and [`FrameData`] (what is recorded), `layout` (where it lies in the
 //! file and why), `journal` (the tail that survives a kill), `writer` (both together for one
-//! file), `recorder` (the thread), `repair`, [`Trajectory`] (reading back), [`cli`].
+//! file), `recorder` (the thread), `repair`, [`Trajectory`] (reading back), [`Shelf`] (the files of a
+//! directory, for downloads), [`cli`].
 //!
 //! # Crash safety
 //!
@@ -44,6 +45,8 @@ mod repair;
 #[cfg(feature = "hdf5")]
 mod report;
 #[cfg(feature = "hdf5")]
+mod shelf;
+#[cfg(feature = "hdf5")]
 mod superblock;
 #[cfg(feature = "hdf5")]
 mod writer;
@@ -56,6 +59,8 @@ pub use reader::{RecordedEvent, Trajectory};
 pub use recorder::{Flusher, Recorder, RecorderWatch};
 #[cfg(feature = "hdf5")]
 pub use repair::{RepairReport, repair, repair_directory};
+#[cfg(feature = "hdf5")]
+pub use shelf::{Shelf, ShelfEntry};
 
 /// What does not change during a recording.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -68,6 +68,14 @@ impl Trajectory {
         &self.header
     }
 
+    /// Who is named as the author.
+    pub(super) fn author(&self) -> String {
+        let author = self.file.group("/h5md/author");
+        author
+            .and_then(|group| read_text(&group, "name"))
+            .unwrap_or_default()
+    }
+
     /// Number of frames.
     pub fn len(&self) -> usize {
         self.frames

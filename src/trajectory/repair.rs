@@ -136,10 +136,7 @@ pub fn repair(path: &Path) -> Result<RepairReport, TrajectoryError> {
                     batch.truncate(index - frames);
                 }
                 journal::EVENT if index == events + new_events.len() => {
-                    if let Some((step, text)) = record.payload.split_first_chunk::<8>() {
-                        let text = String::from_utf8_lossy(text).into_owned();
-                        new_events.push((i64::from_le_bytes(*step), text));
-                    }
+                    new_events.extend(journal::event(record.payload));
                 }
                 // Already in the file when the writer was killed.
                 _ => {}
