@@ -9,6 +9,7 @@ use crate::engine::{RecordSink, RecordingNotice};
 use crate::session::{Frame, Record};
 use crate::system::System;
 use crate::system::elements::atomic_mass;
+use crate::trajectory::RecorderWatch;
 use crate::trajectory::{
     Flusher, FrameData, Header, Provenance, RecordMessage, RecordNotice, RecordNoticeKind,
     Recorder, TrajectoryError,
@@ -56,6 +57,11 @@ impl Recording {
     /// For threads that have to know when frames are safe.
     pub fn flusher(&self) -> Option<Flusher> {
         self.recorder.as_ref().map(Recorder::flusher)
+    }
+
+    /// Reads the recorder's counters from elsewhere.
+    pub fn watch(&self) -> Option<RecorderWatch> {
+        self.recorder.as_ref().map(Recorder::watch)
     }
 
     fn send(&mut self, message: RecordMessage) {

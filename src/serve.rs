@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TrySendError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::cli::Device;
 use crate::comm::thread::ThreadWorkers;
@@ -40,7 +40,7 @@ use door::{Directions, Door};
 
 /// How long a worker rank survives a signal without being dismissed by rank 0.
 #[cfg(feature = "mpi")]
-const GRACE: Duration = Duration::from_secs(30);
+const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// How a server has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -404,21 +404,21 @@ impl Front {
             Some(directory) => {
                 let recorder = Recorder::start(RecorderSettings::new(directory))
                     .map_err(|error| format!("--record: {error}"))?;
-                let watch = recorder.watch();
-                metrics.before_reading(move |metrics| {
-                    let status = watch.status();
-                    metrics.recorded_frames.set(status.frames_safe as i64);
-                    metrics
-                        .recorded_frames_dropped
-                        .set(status.frames_dropped as i64);
-                    metrics.recorded_bytes.set(status.bytes_written as i64);
-                    metrics
-                        .recording_failing
-                        .set(status.last_error.is_some().into());
-                });
                 Some(Recording::new(recorder, provenance(config, checkpoint)))
             }
         };
+        if let Some(watch) = recorder.as_ref().and_then(Recording::watch) {
+            metrics.before_reading(move |metrics| {
+                let status = watch.status();
+                let frames = status.frames_safe as i64;
+                metrics.recorded_frames.set(frames);
+                let dropped = status.frames_dropped as i64;
+                metrics.recorded_frames_dropped.set(dropped);
+                metrics.recorded_bytes.set(status.bytes_written as i64);
+                let failing = status.last_error.is_some();
+                metrics.recording_failing.set(failing.into());
+            });
+        }
         let session = Arc::new(SessionSettings {
             max_unacked: config.max_unacked,
             max_atoms: config.max_atoms,
