@@ -268,6 +268,8 @@ fn ranks_on_two_nodes_simulate_together() {
             "--ntasks-per-node=1",
             "--cpus-per-task=1",
             "--time=10",
+            // Rank 0 says to whom it sends work.
+            "--export=ALL,RUST_LOG=info,WS_LOG_CALLS=1",
         ];
         let job = slurm.submit(&options, &script("serve.sh"), &arguments);
         let connection = connection(&job, &directory, None);
@@ -297,6 +299,14 @@ fn ranks_on_two_nodes_simulate_together() {
                     "the nodes differ at step {step}"
                 );
             }
+        }
+        let output = job.output();
+        for worker in ["worker=0", "worker=1"] {
+            let sent = output.lines().filter(|line| line.contains("shard sent"));
+            assert!(
+                sent.filter(|line| line.contains(worker)).count() > 10,
+                "{worker}: {output}"
+            );
         }
         job.cancel(&[]);
         job.wait_for_state("CANCELLED");
