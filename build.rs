@@ -6,11 +6,15 @@
 #[path = "build/host.rs"]
 mod host;
 
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/session.proto");
     let descriptors = protox::compile(["proto/session.proto"], ["proto"])?;
     prost_build::Config::new().compile_fds(descriptors)?;
     println!("cargo:rerun-if-changed=cuda");
+    nvcc::compile()?;
     #[cfg(feature = "host-kernels")]
     host::compile()?;
     Ok(())

@@ -134,7 +134,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("cudarc", &["backend/cuda/"]),
     ("hdf5::", &["trajectory/"]),
     ("prost", &["server/convert.rs"]),
-    ("OUT_DIR", &["server/convert.rs"]),
+    ("OUT_DIR", &["server/convert.rs", "backend/cuda/images.rs"]),
     ("proto::", &["server/convert.rs"]),
     ("axum", &["server/", "main.rs"]),
     ("async ", &["server/", "main.rs"]),
