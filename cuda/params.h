@@ -34,3 +34,554 @@ struct FillParams {
     uint32_t value;
     uint32_t pad;
 };
+
+// ------------------------------------------------------------------------------ edge geometry
+// All edges of `chunk` (normally that of the whole batch), absolute indices.
+
+// edge_geometry: distance, direction, envelope and Wigner matrix of every edge.
+struct EdgeGeometryParams {
+    // Edges to do.
+    const Chunk* chunk;
+    // `[E][3]` position(source) - position(target), Angstrom.
+    const double* vector;
+    // J_l for l = 0..=lmax one after the other, each `[2l + 1][2l + 1]`.
+    const double* half_turns;
+    // `[E]`
+    float* distance;
+    // `[E][3]`
+    float* unit;
+    // `[E]`
+    float* envelope;
+    // `[E][wigner_len]`, packed as so3::Layout says.
+    float* wigner;
+    // Angstrom.
+    double cutoff;
+    // Largest degree, at most 6.
+    uint32_t lmax;
+    // Largest order on edges.
+    uint32_t mmax;
+    // Numbers of a packed matrix.
+    uint32_t wigner_len;
+    // 0
+    uint32_t pad;
+};
+
+// edge_force: dE/d(vector) from what the backward pass has summed for each edge.
+struct EdgeForceParams {
+    // Edges to do.
+    const Chunk* chunk;
+    // `[E][3]`
+    const double* vector;
+    // `[E]` dE/d(distance) through the radial functions.
+    const float* d_distance;
+    // `[E]` dE/d(envelope)
+    const float* d_envelope;
+    // `[E][3]`
+    const float* torque;
+    // `[E][3]` the torque from the sources' half of gathering.
+    const float* source_torque;
+    // `[E][3]` dE/d(vector), written.
+    double* gradient;
+    // Angstrom.
+    double cutoff;
+};
+
+// atom_force: force and virial of every atom.
+struct AtomForceParams {
+    // Atoms to do.
+    const Chunk* chunk;
+    // `[N + 1]`
+    const uint32_t* target_start;
+    // `[N + 1]`
+    const uint32_t* source_start;
+    // `[E]` edges by source atom.
+    const uint32_t* by_source;
+    // `[E][3]`
+    const double* vector;
+    // `[E][3]` dE/d(vector)
+    const double* gradient;
+    // `[N][3]` -dE/d(position), written.
+    double* force;
+    // `[N][9]` sum over the edges to the atom of gradient x vector, row-major, written; or null.
+    double* virial;
+};
+
+// system_sums: energy and virial of every system, one block each.
+struct SystemSumsParams {
+    // `[systems + 1]`
+    const uint32_t* atom_start;
+    // `[N]`
+    const float* atom_energy;
+    // `[N][9]` or null.
+    const double* atom_virial;
+    // `[systems]`, written.
+    double* energy;
+    // `[systems][9]`, written unless null.
+    double* virial;
+    // Number of systems; those beyond the real ones have no atoms.
+    uint32_t systems;
+    // 0
+    uint32_t pad;
+};
+
+// ----------------------------------------------------------------------------- radial network
+// Rows of edge tensors are counted from the first edge of `chunk`.
+
+// radial_first_f32, _f16: first layer, its LayerNorm and SiLU.
+struct RadialFirstParams {
+    // Edges to do.
+    const Chunk* chunk;
+    // `[E]`
+    const float* distance;
+    // `[E]`
+    const uint32_t* source;
+    // `[E]`
+    const uint32_t* target;
+    // `[N]` atomic numbers.
+    const uint32_t* numbers;
+    // `[basis][A]`: the columns of the first layer that the Gaussians meet, transposed.
+    const float* weight;
+    // `[elements][A]`: the source half of the first layer times the embedding of each element.
+    const float* source_table;
+    // `[elements][A]`: the same for targets, plus the bias.
+    const float* target_table;
+    // `[A]` LayerNorm.
+    const float* norm_weight;
+    // `[A]`
+    const float* norm_bias;
+    // `[edges][A]` Stored, written.
+    void* out;
+    // Number of Gaussians.
+    uint32_t basis;
+    // A.
+    uint32_t width;
+    // Distance of the centres, Angstrom.
+    float spacing;
+    // c of exp(c (d - centre)^2).
+    float exponent;
+};
+
+// radial_first_backward_f32, _f16: gradient of the output of radial_first -> dE/d(distance).
+struct RadialFirstBackwardParams {
+    // Edges to do.
+    const Chunk* chunk;
+    // `[E]`
+    const float* distance;
+    // `[E]`
+    const uint32_t* source;
+    // `[E]`
+    const uint32_t* target;
+    // `[N]` atomic numbers.
+    const uint32_t* numbers;
+    // As for radial_first.
+    const float* weight;
+    // As for radial_first.
+    const float* source_table;
+    // As for radial_first.
+    const float* target_table;
+    // `[A]`
+    const float* norm_weight;
+    // `[A]`
+    const float* norm_bias;
+    // `[edges][A]` Stored.
+    const void* gradient;
+    // `[E]` what the gradient is to be divided by, or null for 1.
+    const float* gradient_scale;
+    // `[E]`, added to.
+    float* d_distance;
+    // Number of Gaussians.
+    uint32_t basis;
+    // A.
+    uint32_t width;
+    // Distance of the centres, Angstrom.
+    float spacing;
+    // c of exp(c (d - centre)^2).
+    float exponent;
+};
+
+// layer_norm_silu_f32, _f16: out = SiLU(LayerNorm(x)).
+struct LayerNormSiluParams {
+    // Edges to do.
+    const Chunk* chunk;
+    // `[edges][width]`
+    const float* x;
+    // `[width]`
+    const float* weight;
+    // `[width]`
+    const float* bias;
+    // `[edges][width]` Stored, written.
+    void* out;
+    // Values a row.
+    uint32_t width;
+    // 0
+    uint32_t pad;
+};
+
+// layer_norm_silu_backward_f32, _f16: gradient of x from that of the output.
+struct LayerNormSiluBackwardParams {
+    // Edges to do.
+    const Chunk* chunk;
+    // `[edges][width]`, the x of the forward pass.
+    const float* x;
+    // `[width]`
+    const float* weight;
+    // `[width]`
+    const float* bias;
+    // `[edges][width]` Stored.
+    const void* gradient;
+    // `[edges][width]` Stored, written; may be `gradient`.
+    void* x_gradient;
+    // Values a row.
+    uint32_t width;
+    // 0
+    uint32_t pad;
+};
+
+// ------------------------------------------------------------------- between atoms and edges
+// Rows of edge tensors are counted from the first edge of `chunk`, everything else over the batch.
+
+// gather_rotate_scale: out = radial ⊙ D [x(source) | x(target)].
+struct GatherRotateScaleParams {
+    // Edges to do.
+    const Chunk* chunk;
+    // `[E]`
+    const uint32_t* source;
+    // `[E]`
+    const uint32_t* target;
+    // `[E][W]`
+    const float* wigner;
+    // `[N][S][C]`
+    const float* x;
+    // `[edges][radial rows][2C]` Stored.
+    const void* radial;
+    // `[edges][R][2C]` Stored, written.
+    void* out;
+    // C.
+    uint32_t channels;
+    // 0
+    uint32_t pad;
+};
+
+// gather_backward: one launch for both ends of the edges, grid (atoms of the batch, 2).
+struct GatherBackwardParams {
+    // Edges to do, with their targets.
+    const Chunk* chunk;
+    // All atoms, which are the possible sources.
+    const Chunk* batch;
+    // `[N + 1]`
+    const uint32_t* target_start;
+    // `[N + 1]`
+    const uint32_t* source_start;
+    // `[E]`
+    const uint32_t* by_source;
+    // `[E][W]`
+    const float* wigner;
+    // `[N][S][C]`
+    const float* x;
+    // `[edges][radial rows][2C]` Stored.
+    const void* radial;
+    // `[edges][R][2C]` Stored: gradient of the output of gather_rotate_scale.
+    const void* gradient;
+    // `[E]` factor that edge gradients carry, or null for 1.
+    const float* gradient_scale;
+    // `[edges][radial rows][2C]` Stored, written; carries the factor too. Not `radial`.
+    void* radial_gradient;
+    // `[N][S][C]` gradient of x: the sum over the edges to each atom is added.
+    float* target_gradient;
+    // `[N][S][C]` running sum over the edges from each atom, added to, in the order of by_source;
+    // 0 before the first chunk. After the last, add it to target_gradient with add_nodes.
+    float* source_gradient;
+    // `[E][3]` added to: the targets' half.
+    float* torque;
+    // `[E][3]` added to: the sources' half.
+    float* source_torque;
+    // C.
+    uint32_t channels;
+    // 0
+    uint32_t pad;
+};
+
+// rotate_scatter, scatter_radial: out = residual + scale * sum over edges to the atom of p D^T m.
+struct RotateScatterParams {
+    // Edges to do, with their targets; atoms without edges get the residual.
+    const Chunk* chunk;
+    // `[N + 1]`
+    const uint32_t* target_start;
+    // `[E][W]`
+    const float* wigner;
+    // `[E]`
+    const float* envelope;
+    // `[edges][R][C]` Stored; for scatter_radial `[edges][lmax + 1][C]`, the m = 0 rows.
+    const void* message;
+    // `[N][S][C]`, or null for 0; may be `out`.
+    const float* residual;
+    // `[N][S][C]`, written.
+    float* out;
+    // C.
+    uint32_t channels;
+    // Constant factor.
+    float scale;
+};
+
+// rotate_scatter_backward, scatter_radial_backward: everything but the residual, whose gradient is
+// that of the output.
+struct RotateScatterBackwardParams {
+    // Edges to do, with their targets.
+    const Chunk* chunk;
+    // `[N + 1]`
+    const uint32_t* target_start;
+    // `[E][W]`
+    const float* wigner;
+    // `[E]`
+    const float* envelope;
+    // `[edges][R][C]` or `[edges][lmax + 1][C]` Stored.
+    const void* message;
+    // `[N][S][C]` gradient of the output.
+    const float* gradient;
+    // Shape of `message`, Stored, written: gradient times gradient_scale. Not `message`.
+    void* message_gradient;
+    // `[E]`, written: a power of two for each edge of the chunk, the same for all edges of a
+    // system in a batch or alone. Null for 1 everywhere.
+    float* gradient_scale;
+    // `[E]`, added to.
+    float* d_envelope;
+    // `[E][3]`, added to.
+    float* torque;
+    // C.
+    uint32_t channels;
+    // Constant factor.
+    float scale;
+};
+
+// --------------------------------------------------------------------------------------- gates
+
+// gate_edges_f32, _f16: rows of degree 0 through SiLU, of degree l times the sigmoid of gate l - 1.
+struct GateEdgesParams {
+    // Edges to do.
+    const Chunk* chunk;
+    // `[edges][lmax H | R H]` Stored.
+    const void* x;
+    // `[edges][R H]` Stored, written.
+    void* out;
+    // H.
+    uint32_t channels;
+    // Largest degree.
+    uint32_t lmax;
+    // Largest order on edges.
+    uint32_t mmax;
+    // 0
+    uint32_t pad;
+};
+
+// gate_edges_backward_f32, _f16.
+struct GateEdgesBackwardParams {
+    // Edges to do.
+    const Chunk* chunk;
+    // `[edges][lmax H | R H]` Stored.
+    const void* x;
+    // `[edges][R H]` Stored: gradient of the output.
+    const void* gradient;
+    // `[edges][lmax H | R H]` Stored, written; may be `x`.
+    void* x_gradient;
+    // H.
+    uint32_t channels;
+    // Largest degree.
+    uint32_t lmax;
+    // Largest order on edges.
+    uint32_t mmax;
+    // 0
+    uint32_t pad;
+};
+
+// gate_atoms: as gate_edges for atoms, gates in an array of their own.
+struct GateAtomsParams {
+    // Atoms to do.
+    const Chunk* chunk;
+    // `[N][S][H]`
+    const float* x;
+    // `[N][lmax H]`
+    const float* gates;
+    // `[N][S][H]`, written; may be `x`.
+    float* out;
+    // H.
+    uint32_t channels;
+    // Largest degree.
+    uint32_t lmax;
+};
+
+// gate_atoms_backward.
+struct GateAtomsBackwardParams {
+    // Atoms to do.
+    const Chunk* chunk;
+    // `[N][S][H]`
+    const float* x;
+    // `[N][lmax H]`
+    const float* gates;
+    // `[N][S][H]` gradient of the output.
+    const float* gradient;
+    // `[N][S][H]`; may be `gradient` when written.
+    float* x_gradient;
+    // `[N][lmax H]`
+    float* gates_gradient;
+    // H.
+    uint32_t channels;
+    // Largest degree.
+    uint32_t lmax;
+    // 1: both gradients are added to. 0: written.
+    uint32_t accumulate;
+    // 0
+    uint32_t pad;
+};
+
+// --------------------------------------------------------------------------------------- atoms
+
+// embed_atoms: row 0 = table[Z] + conditioning of the system, other rows 0.
+struct EmbedAtomsParams {
+    // Atoms to do.
+    const Chunk* chunk;
+    // `[N]` atomic numbers.
+    const uint32_t* numbers;
+    // `[N]`
+    const uint32_t* atom_system;
+    // `[elements][C]`
+    const float* table;
+    // `[systems][C]`
+    const float* conditioning;
+    // `[N][S][C]`, written.
+    float* out;
+    // C.
+    uint32_t channels;
+    // S.
+    uint32_t rows;
+};
+
+// rms_norm: see nn::Op::RmsNorm.
+struct RmsNormParams {
+    // Atoms to do.
+    const Chunk* chunk;
+    // `[N]`
+    const uint32_t* atom_system;
+    // `[N][S][C]`
+    const float* x;
+    // `[lmax + 1][C]`
+    const float* weight;
+    // `[C]`
+    const float* bias;
+    // `[systems][C]` added to degree 0 afterwards, or null.
+    const float* conditioning;
+    // `[N][S][C]`, written; may be `x`.
+    float* out;
+    // C.
+    uint32_t channels;
+    // Largest degree.
+    uint32_t lmax;
+};
+
+// rms_norm_backward: gradient of x.
+struct RmsNormBackwardParams {
+    // Atoms to do.
+    const Chunk* chunk;
+    // `[N][S][C]`
+    const float* x;
+    // `[lmax + 1][C]`
+    const float* weight;
+    // `[N][S][C]` gradient of the output.
+    const float* gradient;
+    // `[N][S][C]`; may be `gradient` when written.
+    float* x_gradient;
+    // C.
+    uint32_t channels;
+    // Largest degree.
+    uint32_t lmax;
+    // 1: added to. 0: written.
+    uint32_t accumulate;
+    // 0
+    uint32_t pad;
+};
+
+// balance_shift: shift = (sum over the atoms of a system of degree 0 - wanted) / atoms, for
+// `count` channels from `first` on. One block a system. Backwards: of the gradient, wanted = null.
+struct BalanceShiftParams {
+    // `[systems + 1]`
+    const uint32_t* atom_start;
+    // `[N][width]`
+    const float* x;
+    // `[systems]` charge or unpaired electrons, or null for 0.
+    const float* wanted;
+    // `[systems][count]`, written (0 for systems without atoms).
+    float* shift;
+    // Number of systems.
+    uint32_t systems;
+    // Values of an atom, S C.
+    uint32_t width;
+    // First channel.
+    uint32_t first;
+    // Number of channels.
+    uint32_t count;
+};
+
+// balance: out = x - shift in the channels, x elsewhere. Backwards: the same on the gradient.
+struct BalanceParams {
+    // Atoms to do.
+    const Chunk* chunk;
+    // `[N]`
+    const uint32_t* atom_system;
+    // `[N][width]`
+    const float* x;
+    // `[systems][count]`
+    const float* shift;
+    // `[N][width]`; may be `x` when written, and then only the channels are touched.
+    float* out;
+    // Values of an atom, S C.
+    uint32_t width;
+    // First channel.
+    uint32_t first;
+    // Number of channels.
+    uint32_t count;
+    // 1: added to. 0: written.
+    uint32_t accumulate;
+};
+
+// silu_rows: out = SiLU(x).
+struct SiluRowsParams {
+    // Atoms to do.
+    const Chunk* chunk;
+    // `[N][width]`
+    const float* x;
+    // `[N][width]`, written; may be `x`.
+    float* out;
+    // Values a row.
+    uint32_t width;
+    // 0
+    uint32_t pad;
+};
+
+// silu_rows_backward: gradient of the values before SiLU.
+struct SiluRowsBackwardParams {
+    // Atoms to do.
+    const Chunk* chunk;
+    // `[N][width]` the values before SiLU.
+    const float* x;
+    // `[N][width]` gradient of the output.
+    const float* gradient;
+    // `[N][width]`; may be `gradient` when written.
+    float* x_gradient;
+    // Values a row.
+    uint32_t width;
+    // 1: added to. 0: written.
+    uint32_t accumulate;
+};
+
+// add_nodes: y += x.
+struct AddNodesParams {
+    // Atoms to do.
+    const Chunk* chunk;
+    // `[N][width]`
+    const float* x;
+    // `[N][width]`, added to.
+    float* y;
+    // Values a row.
+    uint32_t width;
+    // 0
+    uint32_t pad;
+};

@@ -78,10 +78,10 @@ fn check<B: Backend>(what: &str, checkpoint: &Arc<Checkpoint>, make: impl Fn(usi
             numbers: &small.numbers,
             neighbors: &few,
             conditioning: structure.conditioning.clone(),
-        }]);
+        }]).unwrap();
         let before = LIVE.load(Ordering::Relaxed);
         PEAK.store(before, Ordering::Relaxed);
-        let outputs = backend.run(std::slice::from_ref(&structure));
+        let outputs = backend.run(std::slice::from_ref(&structure)).unwrap();
         assert!(outputs[0].energy.is_finite());
         let peak = (PEAK.load(Ordering::Relaxed) - before) as f64;
         let said = backend.memory(system.len(), list.len()) as f64;
@@ -99,7 +99,7 @@ fn check<B: Backend>(what: &str, checkpoint: &Arc<Checkpoint>, make: impl Fn(usi
             numbers: &charged.numbers,
             neighbors: &few,
             conditioning: Conditioner::new(checkpoint).conditioning(&charged),
-        }]);
+        }]).unwrap();
         let held = (LIVE.load(Ordering::Relaxed) - before) as f64;
         let said = backend.conditioning_memory() as f64;
         assert!(

@@ -61,11 +61,20 @@ pub struct NetworkOutput {
     pub gradient: Vec<[f64; 3]>,
 }
 
+/// A device failed: nothing is wrong with the structures. In words, with the device's own name of
+/// the error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DeviceError(pub String);
+
 /// A device that evaluates batches.
 pub trait Backend: Send + Sync {
     /// Energies and gradients. The answer for one structure does not depend on the others, on the
     /// number of threads, or on earlier calls, bit for bit.
-    fn run(&self, batch: &[Structure]) -> Vec<NetworkOutput>;
+    ///
+    /// # Errors
+    /// When the device fails. The next call tries again, on a fresh context if need be.
+    fn run(&self, batch: &[Structure]) -> Result<Vec<NetworkOutput>, DeviceError>;
 
     /// Working memory for structures with this many atoms and edges in all, bytes.
     fn memory(&self, atoms: usize, edges: usize) -> usize;

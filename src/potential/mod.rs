@@ -24,6 +24,10 @@ pub enum EvaluationError {
         /// "energy" or "forces" or "stress".
         what: &'static str,
     },
+    /// The device that evaluates has failed; this says nothing about the system, and nothing more
+    /// can be evaluated until the potential has been made anew.
+    #[error("the device has failed: {0}")]
+    Device(String),
     /// Would not fit in memory.
     #[error(
         "{atoms} atoms with {edges} edges need {needed_mib} MiB, more than the limit of {limit_mib} MiB"

@@ -42,6 +42,11 @@ impl Wigner {
         }
     }
 
+    /// The half turns J_l, row-major, for l = 0..=lmax one after the other.
+    pub fn half_turns(&self) -> Vec<f64> {
+        self.j.concat()
+    }
+
     /// Writes the packed matrix of the rotation that turns the unit vector onto +y.
     pub fn fill(&self, unit: [f64; 3], out: &mut [f64]) {
         let [x, y, z] = unit;

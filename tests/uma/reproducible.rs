@@ -69,7 +69,7 @@ fn check<B: Backend>(model: &str, what: &str, make: impl Fn(usize) -> B) {
     let backend = make(usize::MAX);
     let alone: Vec<Vec<u64>> = structures
         .iter()
-        .map(|s| bits(&on(1, &|| backend.run(std::slice::from_ref(s)))[0]))
+        .map(|s| bits(&on(1, &|| backend.run(std::slice::from_ref(s)).unwrap())[0]))
         .collect();
     let same = |how: &str, order: &[usize], outputs: Vec<NetworkOutput>| {
         assert_eq!(outputs.len(), order.len());
@@ -87,7 +87,7 @@ fn check<B: Backend>(model: &str, what: &str, make: impl Fn(usize) -> B) {
     let forwards: Vec<usize> = (0..structures.len()).collect();
     let mixed = [7, 3, 3, 0, 8, 5, 4, 7, 2, 6];
     for threads in [1, 2, 5] {
-        let outputs = on(threads, &|| backend.run(&pick(&forwards)));
+        let outputs = on(threads, &|| backend.run(&pick(&forwards)).unwrap());
         same(
             &format!("in a batch on {threads} threads"),
             &forwards,
@@ -97,14 +97,14 @@ fn check<B: Backend>(model: &str, what: &str, make: impl Fn(usize) -> B) {
     same(
         "in another order",
         &mixed,
-        on(2, &|| backend.run(&pick(&mixed))),
+        on(2, &|| backend.run(&pick(&mixed)).unwrap()),
     );
     same(
         "alone on 5 threads",
         &[7],
-        on(5, &|| backend.run(&pick(&[7]))),
+        on(5, &|| backend.run(&pick(&[7])).unwrap()),
     );
-    same("in a smaller batch", &[4, 2], backend.run(&pick(&[4, 2])));
+    same("in a smaller batch", &[4, 2], backend.run(&pick(&[4, 2])).unwrap());
 
     // A backend that keeps nothing for the backward pass.
     let recomputing = make(0);

@@ -5,7 +5,7 @@ use super::real::Real;
 use super::schedule::{Half, Schedule, Segment, gradient_buffers};
 use super::weights::{Mixed, Weights};
 use super::{gate, linear, norm, radial, rotate, so2};
-use crate::backend::{Backend, Conditioning, NetworkOutput, Structure, WeightSource};
+use crate::backend::{Backend, Conditioning, DeviceError, NetworkOutput, Structure, WeightSource};
 use crate::nn::op::Grain;
 use crate::nn::{Buf, Domain, Op, Program};
 use crate::so3::wigner::generators;
@@ -572,7 +572,7 @@ impl<T: Real> CpuBackend<T> {
 }
 
 impl<T: Real> Backend for CpuBackend<T> {
-    fn run(&self, batch: &[Structure]) -> Vec<NetworkOutput> {
+    fn run(&self, batch: &[Structure]) -> Result<Vec<NetworkOutput>, DeviceError> {
         let lock = || lock(&self.arenas);
         let arena = lock()
             .pop()
@@ -583,7 +583,7 @@ impl<T: Real> Backend for CpuBackend<T> {
         let outputs = self.evaluate(&mut run, recompute);
         let Run { arena, .. } = run;
         lock().push(arena);
-        outputs
+        Ok(outputs)
     }
 
     fn memory(&self, atoms: usize, edges: usize) -> usize {

@@ -118,4 +118,542 @@ params! {
         /// 0
         pad: u32,
     }
+
+    /// edge_geometry: distance, direction, envelope and Wigner matrix of every edge.
+    struct EdgeGeometryParams {
+        /// Edges to do.
+        chunk: DevicePtr,
+        /// `[E][3]` position(source) - position(target), Angstrom.
+        vector: DevicePtr,
+        /// J_l for l = 0..=lmax one after the other, each `[2l + 1][2l + 1]`.
+        half_turns: DevicePtr,
+        /// `[E]`
+        distance: DevicePtr,
+        /// `[E][3]`
+        unit: DevicePtr,
+        /// `[E]`
+        envelope: DevicePtr,
+        /// `[E][wigner_len]`, packed as so3::Layout says.
+        wigner: DevicePtr,
+        /// Angstrom.
+        cutoff: f64,
+        /// Largest degree, at most 6.
+        lmax: u32,
+        /// Largest order on edges.
+        mmax: u32,
+        /// Numbers of a packed matrix.
+        wigner_len: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// edge_force: dE/d(vector) from what the backward pass has summed for each edge.
+    struct EdgeForceParams {
+        /// Edges to do.
+        chunk: DevicePtr,
+        /// `[E][3]`
+        vector: DevicePtr,
+        /// `[E]` dE/d(distance) through the radial functions.
+        d_distance: DevicePtr,
+        /// `[E]` dE/d(envelope)
+        d_envelope: DevicePtr,
+        /// `[E][3]`
+        torque: DevicePtr,
+        /// `[E][3]` the torque from the sources' half of gathering.
+        source_torque: DevicePtr,
+        /// `[E][3]` dE/d(vector), written.
+        gradient: DevicePtr,
+        /// Angstrom.
+        cutoff: f64,
+    }
+
+    /// atom_force: force and virial of every atom.
+    struct AtomForceParams {
+        /// Atoms to do.
+        chunk: DevicePtr,
+        /// `[N + 1]`
+        target_start: DevicePtr,
+        /// `[N + 1]`
+        source_start: DevicePtr,
+        /// `[E]` edges by source atom.
+        by_source: DevicePtr,
+        /// `[E][3]`
+        vector: DevicePtr,
+        /// `[E][3]` dE/d(vector)
+        gradient: DevicePtr,
+        /// `[N][3]` -dE/d(position), written.
+        force: DevicePtr,
+        /// `[N][9]` sum over the edges to the atom of gradient x vector, row-major, written; or null.
+        virial: DevicePtr,
+    }
+
+    /// system_sums: energy and virial of every system, one block each.
+    struct SystemSumsParams {
+        /// `[systems + 1]`
+        atom_start: DevicePtr,
+        /// `[N]`
+        atom_energy: DevicePtr,
+        /// `[N][9]` or null.
+        atom_virial: DevicePtr,
+        /// `[systems]`, written.
+        energy: DevicePtr,
+        /// `[systems][9]`, written unless null.
+        virial: DevicePtr,
+        /// Number of systems; those beyond the real ones have no atoms.
+        systems: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// radial_first_f32, _f16: first layer, its LayerNorm and SiLU.
+    struct RadialFirstParams {
+        /// Edges to do.
+        chunk: DevicePtr,
+        /// `[E]`
+        distance: DevicePtr,
+        /// `[E]`
+        source: DevicePtr,
+        /// `[E]`
+        target: DevicePtr,
+        /// `[N]` atomic numbers.
+        numbers: DevicePtr,
+        /// `[basis][A]`: the columns of the first layer that the Gaussians meet, transposed.
+        weight: DevicePtr,
+        /// `[elements][A]`: the source half of the first layer times the embedding of each element.
+        source_table: DevicePtr,
+        /// `[elements][A]`: the same for targets, plus the bias.
+        target_table: DevicePtr,
+        /// `[A]` LayerNorm.
+        norm_weight: DevicePtr,
+        /// `[A]`
+        norm_bias: DevicePtr,
+        /// `[edges][A]` Stored, written.
+        out: DevicePtr,
+        /// Number of Gaussians.
+        basis: u32,
+        /// A.
+        width: u32,
+        /// Distance of the centres, Angstrom.
+        spacing: f32,
+        /// c of exp(c (d - centre)^2).
+        exponent: f32,
+    }
+
+    /// radial_first_backward_f32, _f16: gradient of the output of radial_first -> dE/d(distance).
+    struct RadialFirstBackwardParams {
+        /// Edges to do.
+        chunk: DevicePtr,
+        /// `[E]`
+        distance: DevicePtr,
+        /// `[E]`
+        source: DevicePtr,
+        /// `[E]`
+        target: DevicePtr,
+        /// `[N]` atomic numbers.
+        numbers: DevicePtr,
+        /// As for radial_first.
+        weight: DevicePtr,
+        /// As for radial_first.
+        source_table: DevicePtr,
+        /// As for radial_first.
+        target_table: DevicePtr,
+        /// `[A]`
+        norm_weight: DevicePtr,
+        /// `[A]`
+        norm_bias: DevicePtr,
+        /// `[edges][A]` Stored.
+        gradient: DevicePtr,
+        /// `[E]` what the gradient is to be divided by, or null for 1.
+        gradient_scale: DevicePtr,
+        /// `[E]`, added to.
+        d_distance: DevicePtr,
+        /// Number of Gaussians.
+        basis: u32,
+        /// A.
+        width: u32,
+        /// Distance of the centres, Angstrom.
+        spacing: f32,
+        /// c of exp(c (d - centre)^2).
+        exponent: f32,
+    }
+
+    /// layer_norm_silu_f32, _f16: out = SiLU(LayerNorm(x)).
+    struct LayerNormSiluParams {
+        /// Edges to do.
+        chunk: DevicePtr,
+        /// `[edges][width]`
+        x: DevicePtr,
+        /// `[width]`
+        weight: DevicePtr,
+        /// `[width]`
+        bias: DevicePtr,
+        /// `[edges][width]` Stored, written.
+        out: DevicePtr,
+        /// Values a row.
+        width: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// layer_norm_silu_backward_f32, _f16: gradient of x from that of the output.
+    struct LayerNormSiluBackwardParams {
+        /// Edges to do.
+        chunk: DevicePtr,
+        /// `[edges][width]`, the x of the forward pass.
+        x: DevicePtr,
+        /// `[width]`
+        weight: DevicePtr,
+        /// `[width]`
+        bias: DevicePtr,
+        /// `[edges][width]` Stored.
+        gradient: DevicePtr,
+        /// `[edges][width]` Stored, written; may be `gradient`.
+        x_gradient: DevicePtr,
+        /// Values a row.
+        width: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// gather_rotate_scale: out = radial ⊙ D [x(source) | x(target)].
+    struct GatherRotateScaleParams {
+        /// Edges to do.
+        chunk: DevicePtr,
+        /// `[E]`
+        source: DevicePtr,
+        /// `[E]`
+        target: DevicePtr,
+        /// `[E][W]`
+        wigner: DevicePtr,
+        /// `[N][S][C]`
+        x: DevicePtr,
+        /// `[edges][radial rows][2C]` Stored.
+        radial: DevicePtr,
+        /// `[edges][R][2C]` Stored, written.
+        out: DevicePtr,
+        /// C.
+        channels: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// gather_backward: one launch for both ends of the edges, grid (atoms of the batch, 2).
+    struct GatherBackwardParams {
+        /// Edges to do, with their targets.
+        chunk: DevicePtr,
+        /// All atoms, which are the possible sources.
+        batch: DevicePtr,
+        /// `[N + 1]`
+        target_start: DevicePtr,
+        /// `[N + 1]`
+        source_start: DevicePtr,
+        /// `[E]`
+        by_source: DevicePtr,
+        /// `[E][W]`
+        wigner: DevicePtr,
+        /// `[N][S][C]`
+        x: DevicePtr,
+        /// `[edges][radial rows][2C]` Stored.
+        radial: DevicePtr,
+        /// `[edges][R][2C]` Stored: gradient of the output of gather_rotate_scale.
+        gradient: DevicePtr,
+        /// `[E]` factor that edge gradients carry, or null for 1.
+        gradient_scale: DevicePtr,
+        /// `[edges][radial rows][2C]` Stored, written; carries the factor too. Not `radial`.
+        radial_gradient: DevicePtr,
+        /// `[N][S][C]` gradient of x: the sum over the edges to each atom is added.
+        target_gradient: DevicePtr,
+        /// `[N][S][C]` running sum over the edges from each atom, added to, in the order of by_source;
+        /// 0 before the first chunk. After the last, add it to target_gradient with add_nodes.
+        source_gradient: DevicePtr,
+        /// `[E][3]` added to: the targets' half.
+        torque: DevicePtr,
+        /// `[E][3]` added to: the sources' half.
+        source_torque: DevicePtr,
+        /// C.
+        channels: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// rotate_scatter, scatter_radial: out = residual + scale * sum over edges to the atom of p D^T m.
+    struct RotateScatterParams {
+        /// Edges to do, with their targets; atoms without edges get the residual.
+        chunk: DevicePtr,
+        /// `[N + 1]`
+        target_start: DevicePtr,
+        /// `[E][W]`
+        wigner: DevicePtr,
+        /// `[E]`
+        envelope: DevicePtr,
+        /// `[edges][R][C]` Stored; for scatter_radial `[edges][lmax + 1][C]`, the m = 0 rows.
+        message: DevicePtr,
+        /// `[N][S][C]`, or null for 0; may be `out`.
+        residual: DevicePtr,
+        /// `[N][S][C]`, written.
+        out: DevicePtr,
+        /// C.
+        channels: u32,
+        /// Constant factor.
+        scale: f32,
+    }
+
+    /// rotate_scatter_backward, scatter_radial_backward: everything but the residual, whose gradient is
+    /// that of the output.
+    struct RotateScatterBackwardParams {
+        /// Edges to do, with their targets.
+        chunk: DevicePtr,
+        /// `[N + 1]`
+        target_start: DevicePtr,
+        /// `[E][W]`
+        wigner: DevicePtr,
+        /// `[E]`
+        envelope: DevicePtr,
+        /// `[edges][R][C]` or `[edges][lmax + 1][C]` Stored.
+        message: DevicePtr,
+        /// `[N][S][C]` gradient of the output.
+        gradient: DevicePtr,
+        /// Shape of `message`, Stored, written: gradient times gradient_scale. Not `message`.
+        message_gradient: DevicePtr,
+        /// `[E]`, written: a power of two for each edge of the chunk, the same for all edges of a
+        /// system in a batch or alone. Null for 1 everywhere.
+        gradient_scale: DevicePtr,
+        /// `[E]`, added to.
+        d_envelope: DevicePtr,
+        /// `[E][3]`, added to.
+        torque: DevicePtr,
+        /// C.
+        channels: u32,
+        /// Constant factor.
+        scale: f32,
+    }
+
+    /// gate_edges_f32, _f16: rows of degree 0 through SiLU, of degree l times the sigmoid of gate l - 1.
+    struct GateEdgesParams {
+        /// Edges to do.
+        chunk: DevicePtr,
+        /// `[edges][lmax H | R H]` Stored.
+        x: DevicePtr,
+        /// `[edges][R H]` Stored, written.
+        out: DevicePtr,
+        /// H.
+        channels: u32,
+        /// Largest degree.
+        lmax: u32,
+        /// Largest order on edges.
+        mmax: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// gate_edges_backward_f32, _f16.
+    struct GateEdgesBackwardParams {
+        /// Edges to do.
+        chunk: DevicePtr,
+        /// `[edges][lmax H | R H]` Stored.
+        x: DevicePtr,
+        /// `[edges][R H]` Stored: gradient of the output.
+        gradient: DevicePtr,
+        /// `[edges][lmax H | R H]` Stored, written; may be `x`.
+        x_gradient: DevicePtr,
+        /// H.
+        channels: u32,
+        /// Largest degree.
+        lmax: u32,
+        /// Largest order on edges.
+        mmax: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// gate_atoms: as gate_edges for atoms, gates in an array of their own.
+    struct GateAtomsParams {
+        /// Atoms to do.
+        chunk: DevicePtr,
+        /// `[N][S][H]`
+        x: DevicePtr,
+        /// `[N][lmax H]`
+        gates: DevicePtr,
+        /// `[N][S][H]`, written; may be `x`.
+        out: DevicePtr,
+        /// H.
+        channels: u32,
+        /// Largest degree.
+        lmax: u32,
+    }
+
+    /// gate_atoms_backward.
+    struct GateAtomsBackwardParams {
+        /// Atoms to do.
+        chunk: DevicePtr,
+        /// `[N][S][H]`
+        x: DevicePtr,
+        /// `[N][lmax H]`
+        gates: DevicePtr,
+        /// `[N][S][H]` gradient of the output.
+        gradient: DevicePtr,
+        /// `[N][S][H]`; may be `gradient` when written.
+        x_gradient: DevicePtr,
+        /// `[N][lmax H]`
+        gates_gradient: DevicePtr,
+        /// H.
+        channels: u32,
+        /// Largest degree.
+        lmax: u32,
+        /// 1: both gradients are added to. 0: written.
+        accumulate: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// embed_atoms: row 0 = table[Z] + conditioning of the system, other rows 0.
+    struct EmbedAtomsParams {
+        /// Atoms to do.
+        chunk: DevicePtr,
+        /// `[N]` atomic numbers.
+        numbers: DevicePtr,
+        /// `[N]`
+        atom_system: DevicePtr,
+        /// `[elements][C]`
+        table: DevicePtr,
+        /// `[systems][C]`
+        conditioning: DevicePtr,
+        /// `[N][S][C]`, written.
+        out: DevicePtr,
+        /// C.
+        channels: u32,
+        /// S.
+        rows: u32,
+    }
+
+    /// rms_norm: see nn::Op::RmsNorm.
+    struct RmsNormParams {
+        /// Atoms to do.
+        chunk: DevicePtr,
+        /// `[N]`
+        atom_system: DevicePtr,
+        /// `[N][S][C]`
+        x: DevicePtr,
+        /// `[lmax + 1][C]`
+        weight: DevicePtr,
+        /// `[C]`
+        bias: DevicePtr,
+        /// `[systems][C]` added to degree 0 afterwards, or null.
+        conditioning: DevicePtr,
+        /// `[N][S][C]`, written; may be `x`.
+        out: DevicePtr,
+        /// C.
+        channels: u32,
+        /// Largest degree.
+        lmax: u32,
+    }
+
+    /// rms_norm_backward: gradient of x.
+    struct RmsNormBackwardParams {
+        /// Atoms to do.
+        chunk: DevicePtr,
+        /// `[N][S][C]`
+        x: DevicePtr,
+        /// `[lmax + 1][C]`
+        weight: DevicePtr,
+        /// `[N][S][C]` gradient of the output.
+        gradient: DevicePtr,
+        /// `[N][S][C]`; may be `gradient` when written.
+        x_gradient: DevicePtr,
+        /// C.
+        channels: u32,
+        /// Largest degree.
+        lmax: u32,
+        /// 1: added to. 0: written.
+        accumulate: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// balance_shift: shift = (sum over the atoms of a system of degree 0 - wanted) / atoms, for
+    /// `count` channels from `first` on. One block a system. Backwards: of the gradient, wanted = null.
+    struct BalanceShiftParams {
+        /// `[systems + 1]`
+        atom_start: DevicePtr,
+        /// `[N][width]`
+        x: DevicePtr,
+        /// `[systems]` charge or unpaired electrons, or null for 0.
+        wanted: DevicePtr,
+        /// `[systems][count]`, written (0 for systems without atoms).
+        shift: DevicePtr,
+        /// Number of systems.
+        systems: u32,
+        /// Values of an atom, S C.
+        width: u32,
+        /// First channel.
+        first: u32,
+        /// Number of channels.
+        count: u32,
+    }
+
+    /// balance: out = x - shift in the channels, x elsewhere. Backwards: the same on the gradient.
+    struct BalanceParams {
+        /// Atoms to do.
+        chunk: DevicePtr,
+        /// `[N]`
+        atom_system: DevicePtr,
+        /// `[N][width]`
+        x: DevicePtr,
+        /// `[systems][count]`
+        shift: DevicePtr,
+        /// `[N][width]`; may be `x` when written, and then only the channels are touched.
+        out: DevicePtr,
+        /// Values of an atom, S C.
+        width: u32,
+        /// First channel.
+        first: u32,
+        /// Number of channels.
+        count: u32,
+        /// 1: added to. 0: written.
+        accumulate: u32,
+    }
+
+    /// silu_rows: out = SiLU(x).
+    struct SiluRowsParams {
+        /// Atoms to do.
+        chunk: DevicePtr,
+        /// `[N][width]`
+        x: DevicePtr,
+        /// `[N][width]`, written; may be `x`.
+        out: DevicePtr,
+        /// Values a row.
+        width: u32,
+        /// 0
+        pad: u32,
+    }
+
+    /// silu_rows_backward: gradient of the values before SiLU.
+    struct SiluRowsBackwardParams {
+        /// Atoms to do.
+        chunk: DevicePtr,
+        /// `[N][width]` the values before SiLU.
+        x: DevicePtr,
+        /// `[N][width]` gradient of the output.
+        gradient: DevicePtr,
+        /// `[N][width]`; may be `gradient` when written.
+        x_gradient: DevicePtr,
+        /// Values a row.
+        width: u32,
+        /// 1: added to. 0: written.
+        accumulate: u32,
+    }
+
+    /// add_nodes: y += x.
+    struct AddNodesParams {
+        /// Atoms to do.
+        chunk: DevicePtr,
+        /// `[N][width]`
+        x: DevicePtr,
+        /// `[N][width]`, added to.
+        y: DevicePtr,
+        /// Values a row.
+        width: u32,
+        /// 0
+        pad: u32,
+    }
 }

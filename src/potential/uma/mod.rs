@@ -282,9 +282,17 @@ impl Potential for UmaPotential {
         while first < pending.len() {
             let count = self.fit(&structures[first..]);
             let part = first..first + count;
-            let outputs = self.backend.run(&structures[part.clone()]);
-            for (&i, output) in pending[part].iter().zip(outputs) {
-                answers[i] = Some(Ok(self.denormalise(batch[i].0, output)));
+            match self.backend.run(&structures[part.clone()]) {
+                Ok(outputs) => {
+                    for (&i, output) in pending[part].iter().zip(outputs) {
+                        answers[i] = Some(Ok(self.denormalise(batch[i].0, output)));
+                    }
+                }
+                Err(error) => {
+                    for &i in &pending[part] {
+                        answers[i] = Some(Err(EvaluationError::Device(error.to_string())));
+                    }
+                }
             }
             first += count;
         }

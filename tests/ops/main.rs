@@ -7,6 +7,9 @@
 //! cannot reach atoms without a scatter, `GateEdges` not without an `So2Linear`: these are seen in
 //! compositions only.
 
+#[cfg(feature = "host-kernels")]
+mod cuda;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::collections::HashMap;
@@ -147,7 +150,7 @@ where
     T: Backend,
 {
     let structures: Vec<Structure> = cases.iter().map(Case::structure).collect();
-    backend.run(&structures)
+    backend.run(&structures).unwrap()
 }
 
 /// Sizes of one test network.
@@ -352,6 +355,9 @@ fn check(name: &str, s: Sizes, program: Program) {
             );
         }
     }
+
+    #[cfg(feature = "host-kernels")]
+    cuda::compare(&what, &program, &weights, &cases, &at);
 
     // Keeping values or computing them again: the same bits. Single precision: the same numbers.
     assert_eq!(run(&f64s(0), &cases), at, "{what}: recomputed");
@@ -580,6 +586,20 @@ fn whole_networks() {
     for s in SIZES {
         check("two blocks", s, two_blocks(s, true));
     }
+}
+
+#[cfg(feature = "host-kernels")]
+#[test]
+fn cuda_keeps_its_bits_in_graphs_and_in_little_memory() {
+    let s = SIZES[0];
+    let program = Arc::new(two_blocks(s, true));
+    let weights = Arc::new(RandomWeights::of(&program, 31));
+    let mut rng = ChaCha8Rng::seed_from_u64(32);
+    let cases = [
+        case(&mut rng, s.channels, &[3, 2, 4], 0),
+        case(&mut rng, s.channels, &[13; 33], 1),
+    ];
+    cuda::compare_modes(&program, &weights, &cases);
 }
 
 #[test]

@@ -1,0 +1,301 @@
+//! Matrix products on the device: which kernel, which grid (`cuda/gemm.cu`).
+
+use super::Precision;
+use super::device::{Kernel, LaunchSize};
+use super::params::{DevicePtr, Params};
+use bytemuck::{Pod, Zeroable};
+
+/// Rows of one tile of the batch: edges or atoms of one system.
+pub const TILE_ROWS: usize = 128;
+const MAX_SPANS: usize = 8;
+/// Mark of a span without bias.
+pub const NO_BIAS: u32 = u32::MAX;
+/// `out` = SiLU(value), `pre` = value.
+pub const SILU: u32 = 1;
+/// out += value.
+pub const ACCUMULATE: u32 = 2;
+
+/// `GemmSpan` of `cuda/gemm.h`: one block of columns.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct GemmSpan {
+    /// First element in a row's memory of the operand.
+    pub a_offset: u32,
+    /// The same of the result.
+    pub out_offset: u32,
+    /// Summed over.
+    pub k: u32,
+    /// Columns of the result.
+    pub n: u32,
+    /// Rows for each item.
+    pub rows: u32,
+    /// First bias, or [`NO_BIAS`].
+    pub bias_offset: u32,
+    /// First element of the matrix `[n][k]`.
+    pub weight_offset: u64,
+    /// Blocks of the grid before this span.
+    pub first_block: u32,
+    /// Tiles across its columns.
+    pub column_tiles: u32,
+}
+
+/// `GemmParams` of `cuda/gemm.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct GemmParams {
+    /// Operand, row-major items.
+    pub a: DevicePtr,
+    /// Matrices shared by all systems.
+    pub weights: DevicePtr,
+    /// Base of the matrices of each system instead, or null.
+    pub weight_table: DevicePtr,
+    /// f32.
+    pub bias: DevicePtr,
+    /// f32, laid out as `out` is, or null.
+    pub residual: DevicePtr,
+    /// Result.
+    pub out: DevicePtr,
+    /// Values before SiLU, or null.
+    pub pre: DevicePtr,
+    /// Tiles of the batch.
+    pub tiles: DevicePtr,
+    /// Their number.
+    pub tile_count: DevicePtr,
+    /// Item that lies first in memory, or null for 0.
+    pub first_item: DevicePtr,
+    /// Elements from one item to the next.
+    pub a_stride: u64,
+    /// The same of the result.
+    pub out_stride: u64,
+    /// The same of the residual.
+    pub residual_stride: u64,
+    /// [`SILU`], [`ACCUMULATE`].
+    pub flags: u32,
+    /// Number of spans.
+    pub spans: u32,
+    /// Channels H of a gated row.
+    pub gate_channels: u32,
+    /// Gate values before the rows.
+    pub gate_values: u32,
+    /// Degree of each edge row.
+    pub row_degree: DevicePtr,
+    /// Spans.
+    pub span: [GemmSpan; MAX_SPANS],
+}
+
+/// `MixParams` of `cuda/gemm.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct MixParams {
+    /// `[experts][rows][columns]` f32.
+    pub experts: DevicePtr,
+    /// `[systems][experts]` f64.
+    pub coefficients: DevicePtr,
+    /// Base of the mixed weights of each system.
+    pub bases: DevicePtr,
+    /// Element at which the matrix starts.
+    pub forward_offset: u64,
+    /// Element at which its transpose starts.
+    pub backward_offset: u64,
+    /// Experts.
+    pub expert_count: u32,
+    /// Systems.
+    pub systems: u32,
+    /// Rows of an expert.
+    pub rows: u32,
+    /// Columns of an expert.
+    pub columns: u32,
+    /// Whether the rows are a real and an imaginary half.
+    pub complex_map: u32,
+    /// Unused.
+    pub pad: u32,
+}
+
+impl Params for GemmParams {
+    const NAME: &'static str = "GemmParams";
+}
+
+impl Params for MixParams {
+    const NAME: &'static str = "MixParams";
+}
+
+/// Numbers in the operands and in the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// f32 throughout.
+    F32,
+    /// f32 in memory, tf32 operands.
+    Tf32,
+    /// fp16 operands and result.
+    F16,
+    /// fp16 operands, f32 result.
+    F16ToF32,
+}
+
+impl Arithmetic {
+    /// Of a product of edge values whose result is an edge value again.
+    pub fn of_edges(precision: Precision) -> Arithmetic {
+        match precision {
+            Precision::F32 => Arithmetic::F32,
+            Precision::Tf32 => Arithmetic::Tf32,
+            Precision::F16 => Arithmetic::F16,
+        }
+    }
+
+    /// Of a product of edge values whose result is f32.
+    pub fn of_edges_to_f32(precision: Precision) -> Arithmetic {
+        match precision {
+            Precision::F16 => Arithmetic::F16ToF32,
+            other => Arithmetic::of_edges(other),
+        }
+    }
+
+    /// Of a product of atom values.
+    pub fn of_atoms(precision: Precision) -> Arithmetic {
+        match precision {
+            Precision::F32 => Arithmetic::F32,
+            Precision::Tf32 | Precision::F16 => Arithmetic::Tf32,
+        }
+    }
+
+    /// Elements of an operand in 16 bytes.
+    fn piece(self) -> u64 {
+        match self {
+            Arithmetic::F32 | Arithmetic::Tf32 => 4,
+            Arithmetic::F16 | Arithmetic::F16ToF32 => 8,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    Large,
+    Small,
+    Odd,
+}
+
+impl Size {
+    /// Rows and columns of a block of threads.
+    fn tile(self) -> (u32, u32) {
+        match self {
+            Size::Large => (128, 128),
+            Size::Small | Size::Odd => (32, 64),
+        }
+    }
+
+    fn stages(self) -> u32 {
+        match self {
+            Size::Large => 3,
+            Size::Small => 4,
+            Size::Odd => 2,
+        }
+    }
+}
+
+/// A launch of one product.
+#[derive(Clone, Copy, Debug)]
+pub struct GemmLaunch {
+    /// Which kernel.
+    pub kernel: Kernel,
+    /// Its grid.
+    pub size: LaunchSize,
+    /// Parameters with the spans laid over the grid.
+    pub params: GemmParams,
+}
+
+/// Blocks of threads that keep a large device busy: below, smaller tiles are quicker.
+const BUSY_BLOCKS: usize = 264;
+
+/// Lays a product over the grid. `tiles`: most tiles of the batch; `gated`: the operand passes the
+/// gate while it is read. `params.span` is set from `spans`.
+///
+/// # Panics
+/// With more spans than the kernel takes: the layouts that are supported have fewer.
+pub fn launch(
+    arithmetic: Arithmetic,
+    gated: bool,
+    tiles: usize,
+    spans: &[GemmSpan],
+    mut params: GemmParams,
+) -> GemmLaunch {
+    assert!(spans.len() <= MAX_SPANS, "{} spans", spans.len());
+    let piece = arithmetic.piece();
+    let whole = |x: u64| x.is_multiple_of(piece);
+    let aligned = whole(params.a_stride)
+        && spans.iter().all(|s| {
+            whole(s.a_offset.into()) && whole(s.k.into()) && whole(s.weight_offset)
+        })
+        && (!gated || whole(params.gate_channels.into()) && whole(params.gate_values.into()));
+    let blocks = |size: Size| -> usize {
+        spans.iter().map(|s| blocks_of(s, size)).sum::<u32>() as usize * tiles
+    };
+    let size = match aligned {
+        false => Size::Odd,
+        true if blocks(Size::Large) < BUSY_BLOCKS => Size::Small,
+        true => Size::Large,
+    };
+    let (rows, columns) = size.tile();
+    let mut first = 0;
+    for (to, span) in params.span.iter_mut().zip(spans) {
+        *to = GemmSpan {
+            first_block: first,
+            column_tiles: span.n.div_ceil(columns),
+            ..*span
+        };
+        first += blocks_of(span, size);
+    }
+    params.spans = spans.len() as u32;
+    let block = match (arithmetic, size) {
+        (Arithmetic::F32, _) | (_, Size::Large) => 256,
+        _ => 128,
+    };
+    GemmLaunch {
+        kernel: Kernel(kernel(arithmetic, size, gated)),
+        size: LaunchSize {
+            grid: [first.max(1), (tiles as u32).max(1), 1],
+            block: [block, 1, 1],
+            shared_bytes: (rows + columns) * 36 * 4 * size.stages(),
+        },
+        params,
+    }
+}
+
+fn blocks_of(span: &GemmSpan, size: Size) -> u32 {
+    let (rows, columns) = size.tile();
+    span.n.div_ceil(columns) * (TILE_ROWS as u32 * span.rows).div_ceil(rows)
+}
+
+fn kernel(arithmetic: Arithmetic, size: Size, gated: bool) -> &'static str {
+    macro_rules! of {
+        ($name:literal) => {
+            match (size, gated) {
+                (Size::Large, false) => concat!("gemm_", $name, "_large"),
+                (Size::Small, false) => concat!("gemm_", $name, "_small"),
+                (Size::Odd, false) => concat!("gemm_", $name, "_odd"),
+                (Size::Large, true) => concat!("gemm_", $name, "_large_gated"),
+                (Size::Small, true) => concat!("gemm_", $name, "_small_gated"),
+                (Size::Odd, true) => concat!("gemm_", $name, "_odd_gated"),
+            }
+        };
+    }
+    match arithmetic {
+        Arithmetic::F32 => of!("f32"),
+        Arithmetic::Tf32 => of!("tf32"),
+        Arithmetic::F16 => of!("f16"),
+        Arithmetic::F16ToF32 => of!("f16_f32"),
+    }
+}
+
+/// The same product backwards: results become operands. The matrix is the transpose, which lies
+/// at `weight_offset` of its own.
+pub fn transposed(span: &GemmSpan, weight_offset: u64) -> GemmSpan {
+    GemmSpan {
+        a_offset: span.out_offset,
+        out_offset: span.a_offset,
+        k: span.n,
+        n: span.k,
+        bias_offset: NO_BIAS,
+        weight_offset,
+        ..*span
+    }
+}

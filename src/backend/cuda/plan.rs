@@ -1,0 +1,584 @@
+//! How a program runs on a device: its stages, and where every buffer lies.
+//!
+//! Operations on edges, up to the sum over edges that ends them, form one *edge stage*; it runs
+//! chunk by chunk over ranges of target atoms, so that its edge buffers need memory for one chunk
+//! only. On the way back the edge values are computed again, except those that were kept. Every
+//! other operation is a stage of its own.
+
+use super::arena::{Arena, Use};
+use super::error::CudaError;
+use crate::nn::op::Grain;
+use crate::nn::{Buf, Domain, Op, Program, WeightKind};
+
+/// A part of the program that runs as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// One operation on atoms.
+    Atoms(usize),
+    /// Operations on edges, the last of which sums over the edges of each atom.
+    Edges(EdgeStage),
+}
+
+/// Operations on edges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgeStage {
+    /// Indices of operations in order; the last is the sum over edges.
+    pub ops: Vec<usize>,
+    /// Gates that are applied while the next product reads them: (gate, product).
+    pub fused_gates: Vec<(usize, usize)>,
+}
+
+/// Edge buffers of one stage.
+#[derive(Clone, Debug)]
+pub struct EdgeBuffers {
+    /// In the forward pass.
+    pub forward: Arena<EdgeKey>,
+    /// In the backward pass, with what runs again before it.
+    pub backward: Arena<EdgeKey>,
+}
+
+/// An edge buffer of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EdgeKey {
+    /// Values of a buffer of the program.
+    Value(Buf),
+    /// Their gradient.
+    Gradient(Buf),
+    /// Scratch of a radial network (by operation): activations after layer 1 or 2.
+    Activation(usize, u8),
+    /// Gradients of the activations after layer 1 or 2, and (3) of layer 2 before its norm.
+    ActivationGradient(usize, u8),
+    /// Source half of the gathered gradient (by operation), f32.
+    Source(usize),
+    /// Scale of the gradients of each edge, f32.
+    Scale,
+}
+
+/// An atom buffer of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtomKey {
+    /// Values of a buffer of the program.
+    Value(Buf),
+    /// Their gradient.
+    Gradient(Buf),
+    /// Sum of the source halves of a gathered gradient (by operation).
+    Source(usize),
+}
+
+/// How many edge values are kept from the forward to the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Keep {
+    /// None: every edge stage runs its forward pass again.
+    Nothing,
+    /// What enters gates.
+    Gates,
+    /// Also the messages.
+    Messages,
+}
+
+/// The plan of one program.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Stages in forward order.
+    pub stages: Vec<Stage>,
+    /// Atom buffers of a pass.
+    pub atoms: Arena<AtomKey>,
+    /// Edge buffers of a chunk, by stage.
+    pub edges: Vec<EdgeBuffers>,
+    /// Bytes for each edge of a chunk: the same memory serves all stages.
+    pub edge_bytes: usize,
+    /// Which edge buffers are kept, and where: bytes for each edge.
+    pub kept: Vec<(Buf, usize)>,
+    /// Bytes for each edge of what is kept.
+    pub kept_bytes: usize,
+    /// How much is kept.
+    pub keep: Keep,
+    /// Gradients of atom buffers that several operations add to, with the stage whose backward pass
+    /// is the first to add: they start as 0.
+    pub gradients_begin: Vec<(Buf, usize)>,
+}
+
+/// Edge buffers that an operation reads.
+fn edge_inputs(op: &Op) -> Vec<Buf> {
+    match *op {
+        Op::GatherRotateScale { radial, .. } => vec![radial],
+        Op::So2Linear { x, .. } | Op::GateEdges { x, .. } => vec![x],
+        Op::RotateScatter { message, .. } => vec![message],
+        Op::ScatterRadial { radial, .. } => vec![radial],
+        _ => vec![],
+    }
+}
+
+/// Atom buffers that an operation reads.
+fn atom_inputs(op: &Op) -> Vec<Buf> {
+    match *op {
+        Op::EmbedAtoms { .. } | Op::Radial { .. } | Op::So2Linear { .. } | Op::GateEdges { .. } => {
+            vec![]
+        }
+        Op::ScatterRadial { x, .. }
+        | Op::RmsNorm { x, .. }
+        | Op::GatherRotateScale { x, .. }
+        | Op::RotateScatter { x, .. }
+        | Op::Linear { x, .. }
+        | Op::Balance { x, .. } => vec![x],
+        Op::So3Linear { x, residual, .. } => residual.into_iter().chain([x]).collect(),
+        Op::GateAtoms { x, gates, .. } => vec![x, gates],
+    }
+}
+
+/// Atom buffers whose values an operation's backward pass reads.
+fn atom_kept(program: &Program, op: &Op) -> Vec<Buf> {
+    let mut kept = op.kept();
+    kept.retain(|b| program.buffers[b.0].domain == Domain::Atom);
+    kept
+}
+
+impl Plan {
+    /// Plans a program. `stored`: bytes of an edge value.
+    ///
+    /// # Errors
+    /// Programs whose edge values are used beyond the sum over edges that follows them, or by more
+    /// than one operation: no network of this kind has them.
+    pub fn new(program: &Program, stored: usize, keep: Keep) -> Result<Plan, CudaError> {
+        let stages = stages(program)?;
+        let kept_buffers = kept_buffers(program, &stages, keep);
+        let mut kept = Vec::new();
+        let mut kept_bytes = 0;
+        for buf in kept_buffers {
+            kept.push((buf, kept_bytes));
+            kept_bytes += (program.width(buf) * stored).next_multiple_of(16);
+        }
+        let is_kept = |buf: Buf| kept.iter().any(|(b, _)| *b == buf);
+        let edges: Vec<EdgeBuffers> = stages
+            .iter()
+            .map(|stage| match stage {
+                Stage::Atoms(_) => EdgeBuffers {
+                    forward: Arena::plan(&[]),
+                    backward: Arena::plan(&[]),
+                },
+                Stage::Edges(stage) => edge_buffers(program, stage, stored, &is_kept),
+            })
+            .collect();
+        let edge_bytes = edges
+            .iter()
+            .map(|e| e.forward.bytes.max(e.backward.bytes))
+            .max()
+            .unwrap_or(0);
+        let gradients_begin = gradients_begin(program, &stages);
+        Ok(Plan {
+            gradients_begin,
+            atoms: Arena::plan(&atom_uses(program, &stages)),
+            edges,
+            edge_bytes,
+            stages,
+            kept,
+            kept_bytes,
+            keep,
+        })
+    }
+
+    /// Whether a buffer is kept, and where.
+    pub fn kept_at(&self, buf: Buf) -> Option<usize> {
+        self.kept.iter().find(|(b, _)| *b == buf).map(|k| k.1)
+    }
+
+    /// Operations of an edge stage that run again before its backward pass, in order.
+    pub fn again(&self, program: &Program, stage: &EdgeStage) -> Vec<usize> {
+        again(program, stage, &|buf| self.kept_at(buf).is_some())
+    }
+}
+
+fn stages(program: &Program) -> Result<Vec<Stage>, CudaError> {
+    let mut stages = Vec::new();
+    let mut open: Vec<usize> = Vec::new();
+    for (i, op) in program.ops.iter().enumerate() {
+        match op {
+            op if op.forward_grain() == Grain::Edges => open.push(i),
+            Op::RotateScatter { .. } | Op::ScatterRadial { .. } => {
+                open.push(i);
+                let ops = std::mem::take(&mut open);
+                let fused_gates = fused_gates(program, &ops);
+                stages.push(Stage::Edges(EdgeStage { ops, fused_gates }));
+            }
+            _ if open.is_empty() => stages.push(Stage::Atoms(i)),
+            _ => {
+                return Err(CudaError::Unsupported(format!(
+                    "operation {i} on atoms between operations on edges"
+                )));
+            }
+        }
+    }
+    if !open.is_empty() {
+        return Err(CudaError::Unsupported(
+            "operations on edges that no sum over edges follows".into(),
+        ));
+    }
+    for stage in &stages {
+        let Stage::Edges(stage) = stage else { continue };
+        for &i in &stage.ops {
+            for buf in edge_inputs(&program.ops[i]) {
+                let readers = program.ops.iter().filter(|op| edge_inputs(op).contains(&buf));
+                let made_here = stage
+                    .ops
+                    .iter()
+                    .any(|&j| program.ops[j].writes().contains(&buf));
+                if readers.count() > 1 || !made_here {
+                    return Err(CudaError::Unsupported(format!(
+                        "edge buffer {} read by several operations",
+                        program.buffers[buf.0].name
+                    )));
+                }
+            }
+        }
+    }
+    Ok(stages)
+}
+
+/// A gate whose result goes into the product right after it needs no buffer.
+fn fused_gates(program: &Program, ops: &[usize]) -> Vec<(usize, usize)> {
+    ops.windows(2)
+        .filter(|pair| match (&program.ops[pair[0]], &program.ops[pair[1]]) {
+            (Op::GateEdges { out, .. }, Op::So2Linear { x, .. }) => out == x,
+            _ => false,
+        })
+        .map(|pair| (pair[0], pair[1]))
+        .collect()
+}
+
+fn kept_buffers(program: &Program, stages: &[Stage], keep: Keep) -> Vec<Buf> {
+    let mut kept = Vec::new();
+    for stage in stages {
+        let Stage::Edges(stage) = stage else { continue };
+        for &i in &stage.ops {
+            match program.ops[i] {
+                Op::GateEdges { x, .. } if keep >= Keep::Gates => kept.push(x),
+                Op::RotateScatter { message, .. } if keep >= Keep::Messages => kept.push(message),
+                _ => {}
+            }
+        }
+    }
+    kept
+}
+
+fn again(&self, program: &Program, stage: &EdgeStage) -> Vec<usize> {
+        again(program, stage, &|buf| self.kept_at(buf).is_some())
+    }
+}
+
+fn stages(program: &Program) -> Result<Vec<Stage>, CudaError> {
+    let mut stages = Vec::new();
+    let mut open: Vec<usize> = Vec::new();
+    for (i, op) in program.ops.iter().enumerate() {
+        match op {
+            op if op.forward_grain() == Grain::Edges => open.push(i),
+            Op::RotateScatter { .. } | Op::ScatterRadial { .. } => {
+                open.push(i);
+                let ops = std::mem::take(&mut open);
+                let fused_gates = fused_gates(program, &ops);
+                stages.push(Stage::Edges(EdgeStage { ops, fused_gates }));
+            }
+            _ if open.is_empty() => stages.push(Stage::Atoms(i)),
+            _ => {
+                return Err(CudaError::Unsupported(format!(
+                    "operation {i} on atoms between operations on edges"
+                )));
+            }
+        }
+    }
+    if !open.is_empty() {
+        return Err(CudaError::Unsupported(
+            "operations on edges that no sum over edges follows".into(),
+        ));
+    }
+    for stage in &stages {
+        let Stage::Edges(stage) = stage else { continue };
+        for &i in &stage.ops {
+            for buf in edge_inputs(&program.ops[i]) {
+                let readers = program.ops.iter().filter(|op| edge_inputs(op).contains(&buf));
+                let made_here = stage
+                    .ops
+                    .iter()
+                    .any(|&j| program.ops[j].writes().contains(&buf));
+                if readers.count() > 1 || !made_here {
+                    return Err(CudaError::Unsupported(format!(
+                        "edge buffer {} read by several operations",
+                        program.buffers[buf.0].name
+                    )));
+                }
+            }
+        }
+    }
+    Ok(stages)
+}
+
+/// A gate whose result goes into the product right after it needs no buffer.
+fn fused_gates(program: &Program, ops: &[usize]) -> Vec<(usize, usize)> {
+    ops.windows(2)
+        .filter(|pair| match (&program.ops[pair[0]], &program.ops[pair[1]]) {
+            (Op::GateEdges { out, .. }, Op::So2Linear { x, .. }) => out == x,
+            _ => false,
+        })
+        .map(|pair| (pair[0], pair[1]))
+        .collect()
+}
+
+fn kept_buffers(program: &Program, stages: &[Stage], keep: Keep) -> Vec<Buf> {
+    let mut kept = Vec::new();
+    for stage in stages {
+        let Stage::Edges(stage) = stage else { continue };
+        for &i in &stage.ops {
+            match program.ops[i] {
+                Op::GateEdges { x, .. } if keep >= Keep::Gates => kept.push(x),
+                Op::RotateScatter { message, .. } if keep >= Keep::Messages => kept.push(message),
+                _ => {}
+            }
+        }
+    }
+    kept
+}
+
+/// Which buffers depend on positions.
+fn gradients(program: &Program) -> Vec<bool> {
+    let mut has = vec![false; program.buffers.len()];
+    for op in &program.ops {
+        let moves = match op {
+            Op::EmbedAtoms { .. } => false,
+            op if op.forward_grain() == Grain::Edges => true,
+            Op::ScatterRadial { .. } | Op::RotateScatter { .. } => true,
+            op => atom_inputs(op).iter().any(|b| has[b.0]),
+        };
+        for buf in op.writes() {
+            has[buf.0] = moves;
+        }
+    }
+    has
+}
+
+fn again(program: &Program, stage: &EdgeStage, kept: &dyn Fn(Buf) -> bool) -> Vec<usize> {
+    let mut needed: Vec<Buf> = stage
+        .ops
+        .iter()
+        .flat_map(|&i| program.ops[i].kept())
+        .filter(|b| program.buffers[b.0].domain == Domain::Edge && !kept(*b))
+        .collect();
+    let mut ops = Vec::new();
+    for &i in stage.ops.iter().rev() {
+        let op = &program.ops[i];
+        let is_sum = op.forward_grain() != Grain::Edges;
+        if is_sum || !op.writes().iter().any(|b| needed.contains(b)) {
+            continue;
+        }
+        needed.extend(reads(program, stage, i).into_iter().filter(|b| !kept(*b)));
+        ops.push(i);
+    }
+    ops.reverse();
+    ops
+}
+
+/// Uses of the values that operations write one after the other: from the step of the operation
+/// to `last_read`.
+fn value_uses(
+    program: &Program,
+    stage: &EdgeStage,
+    stored: usize,
+    kept: &dyn Fn(Buf) -> bool,
+    order: &[usize],
+    last_read: &dyn Fn(Buf) -> usize,
+) -> Vec<Use<EdgeKey>> {
+    let mut uses = Vec::new();
+    for (step, &i) in order.iter().enumerate() {
+        let mut push = |key, bytes, end: usize| {
+            uses.push(Use {
+                key,
+                bytes,
+                start: step,
+                end: end.max(step),
+            });
+        };
+        match &program.ops[i] {
+            Op::Radial {
+                mlp, hidden_2, out, ..
+            } => {
+                let width = program.weights[mlp.first_bias.0].shape[0];
+                push(EdgeKey::Activation(i, 1), width * stored, step);
+                push(EdgeKey::Activation(i, 2), width * stored, step);
+                push(EdgeKey::Value(*hidden_2), width * 4, last_read(*hidden_2));
+                push(
+                    EdgeKey::Value(*out),
+                    program.width(*out) * stored,
+                    last_read(*out),
+                );
+            }
+            op if op.forward_grain() == Grain::Edges
+                && !stage.fused_gates.iter().any(|(gate, _)| *gate == i)
+                && !kept(op.out()) =>
+            {
+                let bytes = program.width(op.out()) * stored;
+                push(EdgeKey::Value(op.out()), bytes, last_read(op.out()));
+            }
+            _ => {}
+        }
+    }
+    uses
+}
+
+/// What an operation of a stage really reads: a product reads through the gate before it.
+fn reads(program: &Program, stage: &EdgeStage, i: usize) -> Vec<Buf> {
+    match stage.fused_gates.iter().find(|(_, product)| *product == i) {
+        Some((gate, _)) => edge_inputs(&program.ops[*gate]),
+        None => edge_inputs(&program.ops[i]),
+    }
+}
+
+fn edge_buffers(
+    program: &Program,
+    stage: &EdgeStage,
+    stored: usize,
+    kept: &dyn Fn(Buf) -> bool,
+) -> EdgeBuffers {
+    let reader = |order: &[usize], buf: Buf| {
+        let found = order.iter().rposition(|&i| reads(program, stage, i).contains(&buf));
+        found.unwrap_or(0)
+    };
+    let forward = value_uses(program, stage, stored, kept, &stage.ops, &|buf| {
+        reader(&stage.ops, buf)
+    });
+
+    let order = again(program, stage, kept);
+    let n = stage.ops.len();
+    // Backward step of the operation at position `p` of the stage.
+    let back = |p: usize| order.len() + (n - 1 - p);
+    let mut backward = value_uses(program, stage, stored, kept, &order, &|buf| {
+        let needs = |&(_, &i): &(usize, &usize)| program.ops[i].kept().contains(&buf);
+        let last = stage.ops.iter().enumerate().filter(needs).map(|(p, _)| back(p)).max();
+        last.unwrap_or(0).max(reader(&order, buf))
+    });
+    for (p, &i) in stage.ops.iter().enumerate() {
+        let mut push = |key, bytes, end| {
+            backward.push(Use {
+                key,
+                bytes,
+                start: back(p),
+                end,
+            });
+        };
+        // The gradient of what an operation reads is written by its own backward step and read by
+        // that of the operation that made it.
+        for buf in edge_inputs(&program.ops[i]) {
+            let maker = stage.ops.iter().position(|&j| program.ops[j].out() == buf);
+            let maker = maker.expect("checked when the stages were made");
+            let bytes = program.width(buf) * stored;
+            push(EdgeKey::Gradient(buf), bytes, back(maker));
+        }
+        match &program.ops[i] {
+            Op::Radial { mlp, .. } => {
+                let width = program.weights[mlp.first_bias.0].shape[0];
+                for layer in [1, 2, 3] {
+                    let key = EdgeKey::ActivationGradient(i, layer);
+                    push(key, width * stored, back(p));
+                }
+            }
+            Op::GatherRotateScale { x, .. } => {
+                push(EdgeKey::Source(i), 4 * program.width(*x), back(p));
+            }
+            _ => {}
+        }
+    }
+    backward.push(Use {
+        key: EdgeKey::Scale,
+        bytes: 4,
+        start: order.len(),
+        end: order.len() + n,
+    });
+    EdgeBuffers {
+        forward: Arena::plan(&forward),
+        backward: Arena::plan(&backward),
+    }
+}
+
+fn ops_of(stage: &Stage) -> Vec<usize> {
+    match stage {
+        Stage::Atoms(i) => vec![*i],
+        Stage::Edges(stage) => stage.ops.clone(),
+    }
+}
+
+/// The last stage that reads a buffer is the first to add to its gradient.
+fn gradients_begin(program: &Program, stages: &[Stage]) -> Vec<(Buf, usize)> {
+    let buffers = (0..program.buffers.len()).map(Buf);
+    buffers
+        .filter(|buf| program.buffers[buf.0].domain == Domain::Atom)
+        .filter_map(|buf| {
+            let reads = |stage: &Stage| {
+                let mut ops = ops_of(stage).into_iter();
+                ops.any(|i| atom_inputs(&program.ops[i]).contains(&buf))
+            };
+            Some((buf, stages.iter().rposition(reads)?))
+        })
+        .collect()
+}
+
+fn atom_uses(program: &Program, stages: &[Stage]) -> Vec<Use<AtomKey>> {
+    let last = 2 * stages.len() - 1;
+    let mut uses = Vec::new();
+    for (b, buffer) in program.buffers.iter().enumerate() {
+        let buf = Buf(b);
+        if buffer.domain != Domain::Atom {
+            continue;
+        }
+        let bytes = 4 * buffer.width;
+        let touches = |f: &dyn Fn(&Op) -> bool| -> Vec<usize> {
+            (0..stages.len())
+                .filter(|&s| ops_of(&stages[s]).iter().any(|&i| f(&program.ops[i])))
+                .collect()
+        };
+        let made = touches(&|op| op.writes().contains(&buf));
+        let read = touches(&|op| atom_inputs(op).contains(&buf));
+        let kept = touches(&|op| atom_kept(program, op).contains(&buf));
+        let Some(&made) = made.first() else { continue };
+        let end = read
+            .iter()
+            .copied()
+            .chain(kept.iter().map(|s| last - s))
+            .chain((buf == program.atom_energy).then_some(last))
+            .max()
+            .unwrap_or(made);
+        uses.push(Use {
+            key: AtomKey::Value(buf),
+            bytes,
+            start: made,
+            end,
+        });
+        // The last reader forward is the first to add backward. `pre` of a linear map has no
+        // reader; its gradient is scratch of that operation.
+        let first = match read.iter().max() {
+            _ if buf == program.atom_energy => stages.len(),
+            Some(reader) => last - reader,
+            None => last - made,
+        };
+        uses.push(Use {
+            key: AtomKey::Gradient(buf),
+            bytes,
+            start: first,
+            end: last - made,
+        });
+    }
+    for (s, stage) in stages.iter().enumerate() {
+        for i in ops_of(stage) {
+            if let Op::GatherRotateScale { x, .. } = program.ops[i] {
+                uses.push(Use {
+                    key: AtomKey::Source(i),
+                    bytes: 4 * program.width(x),
+                    start: last - s,
+                    end: last - s,
+                });
+            }
+        }
+    }
+    uses
+}
+
+/// Whether any weight of the program is mixed per system.
+pub fn is_mixture(program: &Program) -> bool {
+    program.weights.iter().any(|w| w.kind == WeightKind::Mixed)
+}

@@ -1,0 +1,1035 @@
+//! One evaluation: the launches of a forward and a backward pass, in order.
+
+use super::error::CudaError;
+use super::device::{Device, Kernel, LaunchSize};
+use super::gemm::{self, Arithmetic, GemmParams, GemmSpan, NO_BIAS};
+use super::params::*;
+use super::pass::Pass;
+use super::plan::{AtomKey, EdgeKey, EdgeStage, Plan, Stage};
+use super::shapes::Shapes;
+use super::weights::{Matrix, Pool, Weights};
+use super::Precision;
+use crate::nn::op::BalanceTarget;
+use crate::nn::{Buf, Op, Program, RadialMlp, So2Weights, Weight};
+
+/// What every evaluation of a program needs on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Constants {
+    /// Degree of each edge row, u32.
+    pub row_degree: DevicePtr,
+    /// Half turns J_l, f64.
+    pub half_turns: DevicePtr,
+}
+
+/// Queues the launches of one evaluation.
+pub struct Runner<'a> {
+    /// Where.
+    pub device: &'a dyn Device,
+    /// What.
+    pub program: &'a Program,
+    /// How.
+    pub plan: &'a Plan,
+    /// Its memory.
+    pub pass: &'a Pass,
+    /// Its weights.
+    pub weights: &'a Weights,
+    /// Constants.
+    pub constants: Constants,
+    /// Number types.
+    pub precision: Precision,
+    /// Launch sizes.
+    pub shapes: &'a Shapes,
+}
+
+type Done = Result<(), CudaError>;
+
+/// The edges that a launch covers.
+#[derive(Clone, Copy)]
+struct Edges {
+    /// Index of the chunk.
+    chunk: usize,
+    /// Index of the stage.
+    stage: usize,
+    /// Whether in the backward pass: its buffers lie elsewhere.
+    backward: bool,
+}
+
+impl Runner<'_> {
+    /// Everything from edge vectors to dE/d(vector) and the energies of the atoms.
+    pub fn evaluate(&self) -> Done {
+        self.geometry()?;
+        for s in 0..self.plan.stages.len() {
+            self.forward(s)?;
+        }
+        let p = &self.pass.places;
+        let sums = p.sums_end - p.d_distance;
+        self.device.fill_bytes(self.pass.at(p.d_distance), 0, sums)?;
+        self.ones(self.gradient(self.program.atom_energy))?;
+        for s in (0..self.plan.stages.len()).rev() {
+            self.backward(s)?;
+        }
+        self.edge_force()
+    }
+
+    /// Energy of each atom, f32 `[N]`, after an evaluation.
+    pub fn energies(&self) -> DevicePtr {
+        self.value(self.program.atom_energy)
+    }
+
+    fn launch<P: Params>(&self, (kernel, size): (Kernel, LaunchSize), params: &P) -> Done {
+        self.device.launch(kernel, size, params)
+    }
+
+    fn atoms(&self) -> usize {
+        self.pass.capacity.atoms
+    }
+
+    fn at(&self, place: usize) -> DevicePtr {
+        self.pass.at(place)
+    }
+
+    fn atom(&self, key: AtomKey) -> DevicePtr {
+        let offset = self.plan.atoms.find(key).expect("every atom buffer is planned");
+        self.at(self.pass.places.atom_arena).offset(offset * self.atoms())
+    }
+
+    fn value(&self, buf: Buf) -> DevicePtr {
+        self.atom(AtomKey::Value(buf))
+    }
+
+    fn gradient(&self, buf: Buf) -> DevicePtr {
+        self.atom(AtomKey::Gradient(buf))
+    }
+
+    fn edge(&self, at: Edges, key: EdgeKey) -> DevicePtr {
+        if let EdgeKey::Value(buf) = key
+            && let Some(offset) = self.plan.kept_at(buf)
+        {
+            return self.pass.kept(offset, at.chunk, self.plan.kept_bytes);
+        }
+        let buffers = &self.plan.edges[at.stage];
+        let arena = match at.backward {
+            true => &buffers.backward,
+            false => &buffers.forward,
+        };
+        let offset = arena.find(key).expect("every edge buffer is planned");
+        self.at(self.pass.places.edge_arena)
+            .offset(offset * self.pass.chunking.rows)
+    }
+
+    fn channels(&self) -> u32 {
+        self.program.channels as u32
+    }
+
+    fn lmax(&self) -> u32 {
+        self.program.layout.lmax as u32
+    }
+
+    fn mmax(&self) -> u32 {
+        self.program.layout.mmax as u32
+    }
+
+    fn shape(&self, weight: Weight) -> &[usize] {
+        &self.program.weights[weight.0].shape
+    }
+
+    fn zero(&self, key: AtomKey, width: usize) -> Done {
+        self.device
+            .fill_bytes(self.atom(key), 0, 4 * width * self.atoms())
+    }
+
+    fn ones(&self, at: DevicePtr) -> Done {
+        let params = FillParams {
+            destination: at,
+            count: self.atoms() as u64,
+            value: 1f32.to_bits(),
+            pad: 0,
+        };
+        let size = LaunchSize::cover(self.atoms(), 256);
+        self.device.launch(Kernel("fill"), size, &params)
+    }
+
+    fn add(&self, x: DevicePtr, y: DevicePtr, width: usize) -> Done {
+        let params = AddNodesParams {
+            chunk: self.pass.whole(),
+            x,
+            y,
+            width: width as u32,
+            pad: 0,
+        };
+        self.launch(self.shapes.add_nodes(self.atoms(), width), &params)
+    }
+
+    // --- geometry -------------------------------------------------------------------------------
+
+    fn geometry(&self) -> Done {
+        let p = &self.pass.places;
+        let params = EdgeGeometryParams {
+            chunk: self.pass.whole(),
+            vector: self.at(p.vector),
+            half_turns: self.constants.half_turns,
+            distance: self.at(p.distance),
+            unit: self.at(p.unit),
+            envelope: self.at(p.envelope),
+            wigner: self.at(p.wigner),
+            cutoff: self.program.cutoff,
+            lmax: self.lmax(),
+            mmax: self.mmax(),
+            wigner_len: self.program.layout.wigner_len as u32,
+            pad: 0,
+        };
+        self.launch(self.shapes.edge_geometry(self.pass.capacity.edges), &params)
+    }
+
+    fn edge_force(&self) -> Done {
+        let p = &self.pass.places;
+        let params = EdgeForceParams {
+            chunk: self.pass.whole(),
+            vector: self.at(p.vector),
+            d_distance: self.at(p.d_distance),
+            d_envelope: self.at(p.d_envelope),
+            torque: self.at(p.torque),
+            source_torque: self.at(p.source_torque),
+            gradient: self.at(p.gradient),
+            cutoff: self.program.cutoff,
+        };
+        self.launch(self.shapes.edge_force(self.pass.capacity.edges), &params)
+    }
+
+    // --- products -------------------------------------------------------------------------------
+
+    /// Base pointers of a pool: shared, or a table by system.
+    fn bases(&self, pool: Pool) -> (DevicePtr, DevicePtr) {
+        match pool {
+            Pool::Edge | Pool::Atom => (self.weights.base(pool), DevicePtr::NULL),
+            Pool::Mixed => (DevicePtr::NULL, self.at(self.pass.places.mixed_table)),
+            Pool::Task => (DevicePtr::NULL, self.at(self.pass.places.task_table)),
+        }
+    }
+
+    fn product(
+        &self,
+        arithmetic: Arithmetic,
+        gated: bool,
+        tiles: usize,
+        spans: &[GemmSpan],
+        params: GemmParams,
+    ) -> Done {
+        let launch = gemm::launch(arithmetic, gated, tiles, spans, params);
+        self.device.launch(launch.kernel, launch.size, &launch.params)
+    }
+
+    fn atom_product(&self, pool: Pool, spans: &[GemmSpan], params: GemmParams) -> Done {
+        let p = &self.pass.places;
+        let (weights, weight_table) = self.bases(pool);
+        let tiles = self.atoms().div_ceil(gemm::TILE_ROWS) + self.pass.capacity.systems;
+        let params = GemmParams {
+            weights,
+            weight_table,
+            tiles: self.at(p.atom_tiles),
+            tile_count: self.at(p.counts).at::<u32>(3),
+            ..params
+        };
+        let arithmetic = Arithmetic::of_atoms(self.precision);
+        self.product(arithmetic, false, tiles, spans, params)
+    }
+
+    fn edge_product(
+        &self,
+        at: Edges,
+        arithmetic: Arithmetic,
+        gated: bool,
+        pool: Pool,
+        spans: &[GemmSpan],
+        params: GemmParams,
+    ) -> Done {
+        let p = &self.pass.places;
+        let (weights, weight_table) = self.bases(pool);
+        let tiles = self.pass.chunking.tiles;
+        let chunk = self.pass.chunk(at.chunk);
+        let params = GemmParams {
+            weights,
+            weight_table,
+            tiles: self.at(p.edge_tiles).at::<Tile>(at.chunk * tiles),
+            // Fields of `Chunk`.
+            tile_count: chunk.at::<u32>(4),
+            first_item: chunk.at::<u32>(2),
+            ..params
+        };
+        self.product(arithmetic, gated, tiles, spans, params)
+    }
+
+    /// One matrix `[out][in]` as a span, its pool, and the place of its transpose.
+    fn matrix(&self, weight: Weight) -> (GemmSpan, Matrix) {
+        let matrix = self.weights.matrix(weight);
+        let shape = self.shape(weight);
+        let span = GemmSpan {
+            k: shape[shape.len() - 1] as u32,
+            n: shape[shape.len() - 2] as u32,
+            rows: 1,
+            bias_offset: NO_BIAS,
+            weight_offset: matrix.forward,
+            ..GemmSpan::default()
+        };
+        (span, matrix)
+    }
+
+    /// The blocks of an SO(2) map, forward and backward.
+    fn so2_spans(
+        &self,
+        weights: &So2Weights,
+        (channels_in, channels_out): (usize, usize),
+        gates: usize,
+    ) -> (Vec<GemmSpan>, Vec<GemmSpan>, Pool) {
+        let (m0, matrix) = self.matrix(weights.m0);
+        let mut forward = vec![GemmSpan {
+            bias_offset: 0,
+            ..m0
+        }];
+        let mut backward = vec![gemm::transposed(&m0, matrix.backward)];
+        for (block, &weight) in self.program.layout.blocks.iter().zip(&weights.m) {
+            let complex = self.weights.matrix(weight);
+            let span = GemmSpan {
+                a_offset: (block.row * channels_in) as u32,
+                out_offset: (gates + block.row * channels_out) as u32,
+                k: (2 * block.degrees * channels_in) as u32,
+                n: (2 * block.degrees * channels_out) as u32,
+                rows: 1,
+                bias_offset: NO_BIAS,
+                weight_offset: complex.forward,
+                ..GemmSpan::default()
+            };
+            forward.push(span);
+            backward.push(gemm::transposed(&span, complex.backward));
+        }
+        (forward, backward, matrix.pool)
+    }
+
+    /// The degrees of an SO(3) map, forward and backward.
+    fn so3_spans(&self, weight: Weight) -> (Vec<GemmSpan>, Vec<GemmSpan>, Pool) {
+        let (one, matrix) = self.matrix(weight);
+        let degrees = self.program.layout.lmax as u32 + 1;
+        let spans = |l: u32| {
+            let size = u64::from(l) * u64::from(one.k) * u64::from(one.n);
+            let span = GemmSpan {
+                a_offset: l * l * one.k,
+                out_offset: l * l * one.n,
+                rows: 2 * l + 1,
+                bias_offset: if l == 0 { 0 } else { NO_BIAS },
+                weight_offset: matrix.forward + size,
+                ..one
+            };
+            (span, gemm::transposed(&span, matrix.backward + size))
+        };
+        let (forward, backward) = (0..degrees).map(spans).unzip();
+        (forward, backward, matrix.pool)
+    }
+
+    // --- forward --------------------------------------------------------------------------------
+
+    fn forward(&self, s: usize) -> Done {
+        match &self.plan.stages[s] {
+            Stage::Atoms(i) => self.forward_atoms(&self.program.ops[*i]),
+            Stage::Edges(stage) => {
+                for chunk in 0..self.pass.chunking.count {
+                    let at = Edges {
+                        chunk,
+                        stage: s,
+                        backward: false,
+                    };
+                    for &i in &stage.ops {
+                        self.forward_edges(stage, i, at)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn forward_atoms(&self, op: &Op) -> Done {
+        let p = &self.pass.places;
+        let (channels, lmax) = (self.channels(), self.lmax());
+        let rows = self.program.layout.rows as u32;
+        let chunk = self.pass.whole();
+        match op {
+            Op::EmbedAtoms { table, out } => {
+                let params = EmbedAtomsParams {
+                    chunk,
+                    numbers: self.at(p.numbers),
+                    atom_system: self.at(p.atom_system),
+                    table: self.weights.plain(*table),
+                    conditioning: self.at(p.conditioning),
+                    out: self.value(*out),
+                    channels,
+                    rows,
+                };
+                self.launch(self.shapes.embed_atoms(self.atoms()), &params)
+            }
+            Op::RmsNorm {
+                x,
+                weight,
+                bias,
+                add_conditioning,
+                out,
+            } => {
+                let params = RmsNormParams {
+                    chunk,
+                    atom_system: self.at(p.atom_system),
+                    x: self.value(*x),
+                    weight: self.weights.plain(*weight),
+                    bias: self.weights.plain(*bias),
+                    conditioning: match add_conditioning {
+                        true => self.at(p.conditioning),
+                        false => DevicePtr::NULL,
+                    },
+                    out: self.value(*out),
+                    channels,
+                    lmax,
+                };
+                self.launch(self.shapes.rms_norm(self.atoms()), &params)
+            }
+            Op::Linear {
+                x,
+                weight,
+                bias,
+                silu,
+                pre,
+                out,
+            } => {
+                let (span, matrix) = self.matrix(*weight);
+                let span = GemmSpan {
+                    bias_offset: 0,
+                    ..span
+                };
+                let params = GemmParams {
+                    a: self.value(*x),
+                    a_stride: self.program.width(*x) as u64,
+                    bias: self.weights.plain(*bias),
+                    out: self.value(*out),
+                    out_stride: self.program.width(*out) as u64,
+                    pre: match silu {
+                        true => self.value(*pre),
+                        false => DevicePtr::NULL,
+                    },
+                    flags: if *silu { gemm::SILU } else { 0 },
+                    ..GemmParams::default()
+                };
+                self.atom_product(matrix.pool, &[span], params)
+            }
+            Op::So3Linear {
+                x,
+                weight,
+                bias,
+                residual,
+                out,
+                ..
+            } => {
+                let (spans, _, pool) = self.so3_spans(*weight);
+                let params = GemmParams {
+                    a: self.value(*x),
+                    a_stride: self.program.width(*x) as u64,
+                    bias: self.weights.plain(*bias),
+                    residual: residual.map_or(DevicePtr::NULL, |r| self.value(r)),
+                    residual_stride: self.program.width(*out) as u64,
+                    out: self.value(*out),
+                    out_stride: self.program.width(*out) as u64,
+                    ..GemmParams::default()
+                };
+                self.atom_product(pool, &spans, params)
+            }
+            Op::GateAtoms {
+                x,
+                gates,
+                channels,
+                out,
+            } => {
+                let params = GateAtomsParams {
+                    chunk,
+                    x: self.value(*x),
+                    gates: self.value(*gates),
+                    out: self.value(*out),
+                    channels: *channels as u32,
+                    lmax,
+                };
+                self.launch(self.shapes.gate_atoms(self.atoms()), &params)
+            }
+            Op::Balance {
+                x,
+                channels,
+                target,
+                out,
+            } => {
+                let wanted = match target {
+                    BalanceTarget::Charge => self.at(p.charge),
+                    BalanceTarget::UnpairedElectrons => self.at(p.unpaired),
+                };
+                self.balance(self.value(*x), self.value(*out), channels, wanted, 0)
+            }
+            Op::Radial { .. }
+            | Op::ScatterRadial { .. }
+            | Op::GatherRotateScale { .. }
+            | Op::So2Linear { .. }
+            | Op::GateEdges { .. }
+            | Op::RotateScatter { .. } => unreachable!("part of an edge stage"),
+        }
+    }
+
+    fn balance(
+        &self,
+        x: DevicePtr,
+        out: DevicePtr,
+        channels: &std::ops::Range<usize>,
+        wanted: DevicePtr,
+        accumulate: u32,
+    ) -> Done {
+        let p = &self.pass.places;
+        let systems = self.pass.capacity.systems as u32;
+        let width = (self.program.layout.rows * self.program.channels) as u32;
+        let (first, count) = (channels.start as u32, channels.len() as u32);
+        let shift = self.at(p.shift);
+        let params = BalanceShiftParams {
+            atom_start: self.at(p.atom_start),
+            x,
+            wanted,
+            shift,
+            systems,
+            width,
+            first,
+            count,
+        };
+        self.launch(self.shapes.balance_shift(systems as usize, channels.len()), &params)?;
+        let params = BalanceParams {
+            chunk: self.pass.whole(),
+            atom_system: self.at(p.atom_system),
+            x,
+            shift,
+            out,
+            width,
+            first,
+            count,
+            accumulate,
+        };
+        self.launch(self.shapes.balance(self.atoms()), &params)
+    }
+
+    fn forward_edges(&self, stage: &EdgeStage, i: usize, at: Edges) -> Done {
+        let p = &self.pass.places;
+        let rows = self.pass.chunking.rows;
+        let chunk = self.pass.chunk(at.chunk);
+        match &self.program.ops[i] {
+            Op::Radial {
+                mlp, hidden_2, out, ..
+            } => self.radial(i, mlp, *hidden_2, *out, at),
+            Op::GatherRotateScale { x, radial, out, .. } => {
+                let params = GatherRotateScaleParams {
+                    chunk,
+                    source: self.at(p.source),
+                    target: self.at(p.target),
+                    wigner: self.at(p.wigner),
+                    x: self.value(*x),
+                    radial: self.edge(at, EdgeKey::Value(*radial)),
+                    out: self.edge(at, EdgeKey::Value(*out)),
+                    channels: self.channels(),
+                    pad: 0,
+                };
+                self.launch(self.shapes.gather_rotate_scale(rows), &params)
+            }
+            Op::So2Linear {
+                x,
+                weights,
+                channels_in,
+                channels_out,
+                gates,
+                out,
+            } => {
+                let (spans, _, pool) =
+                    self.so2_spans(weights, (*channels_in, *channels_out), *gates);
+                let gate = stage.fused_gates.iter().find(|(_, product)| *product == i);
+                let input = match gate.map(|(gate, _)| &self.program.ops[*gate]) {
+                    Some(Op::GateEdges { x, .. }) => *x,
+                    _ => *x,
+                };
+                let params = GemmParams {
+                    a: self.edge(at, EdgeKey::Value(input)),
+                    a_stride: self.program.width(input) as u64,
+                    bias: self.weights.plain(weights.m0_bias),
+                    out: self.edge(at, EdgeKey::Value(*out)),
+                    out_stride: self.program.width(*out) as u64,
+                    gate_channels: *channels_in as u32,
+                    gate_values: (self.program.layout.lmax * channels_in) as u32,
+                    row_degree: self.constants.row_degree,
+                    ..GemmParams::default()
+                };
+                let arithmetic = Arithmetic::of_edges(self.precision);
+                self.edge_product(at, arithmetic, gate.is_some(), pool, &spans, params)
+            }
+            Op::GateEdges { x, channels, out } => {
+                if stage.fused_gates.iter().any(|(gate, _)| *gate == i) {
+                    return Ok(());
+                }
+                let params = GateEdgesParams {
+                    chunk,
+                    x: self.edge(at, EdgeKey::Value(*x)),
+                    out: self.edge(at, EdgeKey::Value(*out)),
+                    channels: *channels as u32,
+                    lmax: self.lmax(),
+                    mmax: self.mmax(),
+                    pad: 0,
+                };
+                self.launch(self.shapes.gate_edges(rows), &params)
+            }
+            Op::RotateScatter { message, x, out } => {
+                let size = self.shapes.rotate_scatter(self.atoms());
+                self.scatter(size, *message, *x, *out, 1.0, at)
+            }
+            Op::ScatterRadial {
+                radial,
+                x,
+                scale,
+                out,
+            } => {
+                let size = self.shapes.scatter_radial(self.atoms());
+                self.scatter(size, *radial, *x, *out, *scale as f32, at)
+            }
+            _ => unreachable!("not part of an edge stage"),
+        }
+    }
+
+    fn scatter(
+        &self,
+        size: (Kernel, LaunchSize),
+        message: Buf,
+        residual: Buf,
+        out: Buf,
+        scale: f32,
+        at: Edges,
+    ) -> Done {
+        let p = &self.pass.places;
+        let params = RotateScatterParams {
+            chunk: self.pass.chunk(at.chunk),
+            target_start: self.at(p.target_start),
+            wigner: self.at(p.wigner),
+            envelope: self.at(p.envelope),
+            message: self.edge(at, EdgeKey::Value(message)),
+            residual: self.value(residual),
+            out: self.value(out),
+            channels: self.channels(),
+            scale,
+        };
+        self.launch(size, &params)
+    }
+
+    /// Centres of the Gaussians: their distance, and the exponent's factor.
+    fn gaussians(&self) -> (f32, f32) {
+        let spacing = self.program.cutoff / (self.program.basis as f64 - 1.0);
+        // Width of the Gaussians: twice the distance of their centres.
+        (spacing as f32, (-0.5 / (2.0 * spacing).powi(2)) as f32)
+    }
+
+    fn radial(&self, i: usize, mlp: &RadialMlp, hidden_2: Buf, out: Buf, at: Edges) -> Done {
+        let p = &self.pass.places;
+        let rows = self.pass.chunking.rows;
+        let chunk = self.pass.chunk(at.chunk);
+        let tables = self.weights.radial(i);
+        let width = self.shape(mlp.first_bias)[0];
+        let (spacing, exponent) = self.gaussians();
+        let params = RadialFirstParams {
+            chunk,
+            distance: self.at(p.distance),
+            source: self.at(p.source),
+            target: self.at(p.target),
+            numbers: self.at(p.numbers),
+            weight: tables.gaussians,
+            source_table: tables.source,
+            target_table: tables.target,
+            norm_weight: self.weights.plain(mlp.norm_1.0),
+            norm_bias: self.weights.plain(mlp.norm_1.1),
+            out: self.edge(at, EdgeKey::Activation(i, 1)),
+            basis: self.program.basis as u32,
+            width: width as u32,
+            spacing,
+            exponent,
+        };
+        self.launch(self.shapes.radial_first(rows, width, self.program.basis), &params)?;
+
+        let (span, matrix) = self.matrix(mlp.second.0);
+        let second = GemmParams {
+            a: self.edge(at, EdgeKey::Activation(i, 1)),
+            a_stride: width as u64,
+            bias: self.weights.plain(mlp.second.1),
+            out: self.edge(at, EdgeKey::Value(hidden_2)),
+            out_stride: width as u64,
+            ..GemmParams::default()
+        };
+        let span = GemmSpan {
+            bias_offset: 0,
+            ..span
+        };
+        let arithmetic = Arithmetic::of_edges_to_f32(self.precision);
+        self.edge_product(at, arithmetic, false, matrix.pool, &[span], second)?;
+
+        let params = LayerNormSiluParams {
+            chunk,
+            x: self.edge(at, EdgeKey::Value(hidden_2)),
+            weight: self.weights.plain(mlp.norm_2.0),
+            bias: self.weights.plain(mlp.norm_2.1),
+            out: self.edge(at, EdgeKey::Activation(i, 2)),
+            width: width as u32,
+            pad: 0,
+        };
+        self.launch(self.shapes.layer_norm_silu(rows, width), &params)?;
+
+        let (span, matrix) = self.matrix(mlp.third.0);
+        let third = GemmParams {
+            a: self.edge(at, EdgeKey::Activation(i, 2)),
+            a_stride: width as u64,
+            bias: self.weights.plain(mlp.third.1),
+            out: self.edge(at, EdgeKey::Value(out)),
+            out_stride: self.program.width(out) as u64,
+            ..GemmParams::default()
+        };
+        let span = GemmSpan {
+            bias_offset: 0,
+            ..span
+        };
+        let arithmetic = Arithmetic::of_edges(self.precision);
+        self.edge_product(at, arithmetic, false, matrix.pool, &[span], third)
+    }
+
+    // --- backward -------------------------------------------------------------------------------
+
+    fn backward(&self, s: usize) -> Done {
+        for &(buf, stage) in &self.plan.gradients_begin {
+            if stage == s {
+                self.zero(AtomKey::Gradient(buf), self.program.width(buf))?;
+            }
+        }
+        match &self.plan.stages[s] {
+            Stage::Atoms(i) => self.backward_atoms(&self.program.ops[*i]),
+            Stage::Edges(stage) => self.backward_stage(s, stage),
+        }
+    }
+
+    fn backward_atoms(&self, op: &Op) -> Done {
+        let chunk = self.pass.whole();
+        let (channels, lmax) = (self.channels(), self.lmax());
+        match op {
+            Op::RmsNorm { x, weight, out, .. } => {
+                let params = RmsNormBackwardParams {
+                    chunk,
+                    x: self.value(*x),
+                    weight: self.weights.plain(*weight),
+                    gradient: self.gradient(*out),
+                    x_gradient: self.gradient(*x),
+                    channels,
+                    lmax,
+                    accumulate: 1,
+                    pad: 0,
+                };
+                self.launch(self.shapes.rms_norm_backward(self.atoms()), &params)
+            }
+            Op::Linear {
+                x,
+                weight,
+                silu,
+                pre,
+                out,
+                ..
+            } => {
+                let width = self.program.width(*out);
+                if *silu {
+                    let params = SiluRowsBackwardParams {
+                        chunk,
+                        x: self.value(*pre),
+                        gradient: self.gradient(*out),
+                        x_gradient: self.gradient(*pre),
+                        width: width as u32,
+                        accumulate: 0,
+                    };
+                    self.launch(self.shapes.silu_rows_backward(self.atoms(), width), &params)?;
+                }
+                let (span, matrix) = self.matrix(*weight);
+                let params = GemmParams {
+                    a: self.gradient(*pre),
+                    a_stride: width as u64,
+                    out: self.gradient(*x),
+                    out_stride: self.program.width(*x) as u64,
+                    flags: gemm::ACCUMULATE,
+                    ..GemmParams::default()
+                };
+                let span = gemm::transposed(&span, matrix.backward);
+                self.atom_product(matrix.pool, &[span], params)
+            }
+            Op::So3Linear {
+                x,
+                weight,
+                residual,
+                out,
+                ..
+            } => {
+                let width = self.program.width(*out);
+                if let Some(residual) = residual {
+                    self.add(self.gradient(*out), self.gradient(*residual), width)?;
+                }
+                let (_, spans, pool) = self.so3_spans(*weight);
+                let params = GemmParams {
+                    a: self.gradient(*out),
+                    a_stride: width as u64,
+                    out: self.gradient(*x),
+                    out_stride: self.program.width(*x) as u64,
+                    flags: gemm::ACCUMULATE,
+                    ..GemmParams::default()
+                };
+                self.atom_product(pool, &spans, params)
+            }
+            Op::GateAtoms {
+                x,
+                gates,
+                channels,
+                out,
+            } => {
+                let params = GateAtomsBackwardParams {
+                    chunk,
+                    x: self.value(*x),
+                    gates: self.value(*gates),
+                    gradient: self.gradient(*out),
+                    x_gradient: self.gradient(*x),
+                    gates_gradient: self.gradient(*gates),
+                    channels: *channels as u32,
+                    lmax,
+                    accumulate: 1,
+                    pad: 0,
+                };
+                self.launch(self.shapes.gate_atoms_backward(self.atoms()), &params)
+            }
+            Op::Balance {
+                x, channels, out, ..
+            } => {
+                let (from, to) = (self.gradient(*out), self.gradient(*x));
+                self.balance(from, to, channels, DevicePtr::NULL, 1)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn backward_stage(&self, s: usize, stage: &EdgeStage) -> Done {
+        let again = self.plan.again(self.program, stage);
+        for &i in &stage.ops {
+            if let Op::GatherRotateScale { x, .. } = self.program.ops[i] {
+                self.zero(AtomKey::Source(i), self.program.width(x))?;
+            }
+        }
+        for chunk in 0..self.pass.chunking.count {
+            let at = Edges {
+                chunk,
+                stage: s,
+                backward: true,
+            };
+            for &i in &again {
+                self.forward_edges(stage, i, at)?;
+            }
+            for &i in stage.ops.iter().rev() {
+                self.backward_edges(i, at)?;
+            }
+        }
+        for &i in &stage.ops {
+            match self.program.ops[i] {
+                Op::RotateScatter { x, out, .. } | Op::ScatterRadial { x, out, .. } => {
+                    self.add(self.gradient(out), self.gradient(x), self.program.width(out))?;
+                }
+                Op::GatherRotateScale { x, .. } => {
+                    let source = self.atom(AtomKey::Source(i));
+                    self.add(source, self.gradient(x), self.program.width(x))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The factor of each edge's gradients, where there is one.
+    fn gradient_scale(&self) -> DevicePtr {
+        match self.precision {
+            Precision::F16 => self.at(self.pass.places.gradient_scale),
+            _ => DevicePtr::NULL,
+        }
+    }
+
+    fn backward_edges(&self, i: usize, at: Edges) -> Done {
+        let p = &self.pass.places;
+        let rows = self.pass.chunking.rows;
+        let chunk = self.pass.chunk(at.chunk);
+        match &self.program.ops[i] {
+            Op::Radial {
+                mlp, hidden_2, out, ..
+            } => self.radial_backward(i, mlp, *hidden_2, *out, at),
+            Op::GatherRotateScale { x, radial, out, .. } => {
+                let params = GatherBackwardParams {
+                    chunk,
+                    batch: self.pass.whole(),
+                    target_start: self.at(p.target_start),
+                    source_start: self.at(p.source_start),
+                    by_source: self.at(p.by_source),
+                    wigner: self.at(p.wigner),
+                    x: self.value(*x),
+                    radial: self.edge(at, EdgeKey::Value(*radial)),
+                    gradient: self.edge(at, EdgeKey::Gradient(*out)),
+                    gradient_scale: self.gradient_scale(),
+                    radial_gradient: self.edge(at, EdgeKey::Gradient(*radial)),
+                    target_gradient: self.atom(AtomKey::Gradient(*x)),
+                    source_gradient: self.atom(AtomKey::Source(i)),
+                    torque: self.at(p.torque),
+                    source_torque: self.at(p.source_torque),
+                    channels: self.channels(),
+                    pad: 0,
+                };
+                self.launch(self.shapes.gather_backward(self.atoms()), &params)
+            }
+            Op::So2Linear {
+                x,
+                weights,
+                channels_in,
+                channels_out,
+                gates,
+                out,
+            } => {
+                let (_, spans, pool) =
+                    self.so2_spans(weights, (*channels_in, *channels_out), *gates);
+                let params = GemmParams {
+                    a: self.edge(at, EdgeKey::Gradient(*out)),
+                    a_stride: self.program.width(*out) as u64,
+                    out: self.edge(at, EdgeKey::Gradient(*x)),
+                    out_stride: self.program.width(*x) as u64,
+                    ..GemmParams::default()
+                };
+                let arithmetic = Arithmetic::of_edges(self.precision);
+                self.edge_product(at, arithmetic, false, pool, &spans, params)
+            }
+            Op::GateEdges { x, channels, out } => {
+                let params = GateEdgesBackwardParams {
+                    chunk,
+                    x: self.edge(at, EdgeKey::Value(*x)),
+                    gradient: self.edge(at, EdgeKey::Gradient(*out)),
+                    x_gradient: self.edge(at, EdgeKey::Gradient(*x)),
+                    channels: *channels as u32,
+                    lmax: self.lmax(),
+                    mmax: self.mmax(),
+                    pad: 0,
+                };
+                self.launch(self.shapes.gate_edges_backward(rows), &params)
+            }
+            Op::RotateScatter { message, out, .. } => {
+                let size = self.shapes.rotate_scatter_backward(self.atoms());
+                self.scatter_backward(size, *message, *out, 1.0, at)
+            }
+            Op::ScatterRadial {
+                radial, scale, out, ..
+            } => {
+                let size = self.shapes.scatter_radial_backward(self.atoms());
+                self.scatter_backward(size, *radial, *out, *scale as f32, at)
+            }
+            _ => unreachable!("not part of an edge stage"),
+        }
+    }
+
+    fn scatter_backward(
+        &self,
+        size: (Kernel, LaunchSize),
+        message: Buf,
+        out: Buf,
+        scale: f32,
+        at: Edges,
+    ) -> Done {
+        let p = &self.pass.places;
+        let params = RotateScatterBackwardParams {
+            chunk: self.pass.chunk(at.chunk),
+            target_start: self.at(p.target_start),
+            wigner: self.at(p.wigner),
+            envelope: self.at(p.envelope),
+            message: self.edge(at, EdgeKey::Value(message)),
+            gradient: self.gradient(out),
+            message_gradient: self.edge(at, EdgeKey::Gradient(message)),
+            gradient_scale: self.gradient_scale(),
+            d_envelope: self.at(p.d_envelope),
+            torque: self.at(p.torque),
+            channels: self.channels(),
+            scale,
+        };
+        self.launch(size, &params)
+    }
+
+    fn radial_backward(
+        &self,
+        i: usize,
+        mlp: &RadialMlp,
+        hidden_2: Buf,
+        out: Buf,
+        at: Edges,
+    ) -> Done {
+        let p = &self.pass.places;
+        let rows = self.pass.chunking.rows;
+        let chunk = self.pass.chunk(at.chunk);
+        let tables = self.weights.radial(i);
+        let width = self.shape(mlp.first_bias)[0];
+        let [first, second, hidden] =
+            [1, 2, 3].map(|k| self.edge(at, EdgeKey::ActivationGradient(i, k)));
+        let arithmetic = Arithmetic::of_edges(self.precision);
+
+        let (span, matrix) = self.matrix(mlp.third.0);
+        let params = GemmParams {
+            a: self.edge(at, EdgeKey::Gradient(out)),
+            a_stride: self.program.width(out) as u64,
+            out: second,
+            out_stride: width as u64,
+            ..GemmParams::default()
+        };
+        let span = gemm::transposed(&span, matrix.backward);
+        self.edge_product(at, arithmetic, false, matrix.pool, &[span], params)?;
+
+        let params = LayerNormSiluBackwardParams {
+            chunk,
+            x: self.edge(at, EdgeKey::Value(hidden_2)),
+            weight: self.weights.plain(mlp.norm_2.0),
+            bias: self.weights.plain(mlp.norm_2.1),
+            gradient: second,
+            x_gradient: hidden,
+            width: width as u32,
+            pad: 0,
+        };
+        self.launch(self.shapes.layer_norm_silu_backward(rows, width), &params)?;
+
+        let (span, matrix) = self.matrix(mlp.second.0);
+        let params = GemmParams {
+            a: hidden,
+            a_stride: width as u64,
+            out: first,
+            out_stride: width as u64,
+            ..GemmParams::default()
+        };
+        let span = gemm::transposed(&span, matrix.backward);
+        self.edge_product(at, arithmetic, false, matrix.pool, &[span], params)?;
+
+        let (spacing, exponent) = self.gaussians();
+        let params = RadialFirstBackwardParams {
+            chunk,
+            distance: self.at(p.distance),
+            source: self.at(p.source),
+            target: self.at(p.target),
+            numbers: self.at(p.numbers),
+            weight: tables.gaussians,
+            source_table: tables.source,
+            target_table: tables.target,
+            norm_weight: self.weights.plain(mlp.norm_1.0),
+            norm_bias: self.weights.plain(mlp.norm_1.1),
+            gradient: first,
+            gradient_scale: self.gradient_scale(),
+            d_distance: self.at(p.d_distance),
+            basis: self.program.basis as u32,
+            width: width as u32,
+            spacing,
+            exponent,
+        };
+        let size = self.shapes.radial_first_backward(rows, width, self.program.basis);
+        self.launch(size, &params)
+    }
+}
