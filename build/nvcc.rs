@@ -20,21 +20,30 @@ const TARGETS: [(&str, &str); 3] = [
     ("sm_100", "arch=compute_100,code=sm_100"),
 ];
 
-const FLAGS: [&str; 8] = [
+const FLAGS: [&str; 6] = [
     "-fatbin",
     "-std=c++17",
     "-O3",
-    "-lineinfo",
     "-Werror=all-warnings",
     "-Xptxas=-v",
-    "-Xptxas=-warn-lmem-usage",
-    "-diag-suppress=177",
+    "--compress-mode=size",
 ];
+
+/// For profilers and checkers: kernels know the lines of their sources.
+const LINES: &str = "UMASERVE_KERNEL_LINES";
+
+fn flags() -> Vec<&'static str> {
+    let lines = std::env::var_os(LINES).is_some_and(|value| !value.is_empty());
+    FLAGS
+        .into_iter()
+        .chain(lines.then_some("-lineinfo"))
+        .collect()
+}
 
 /// Compiles what changed, and writes `kernels.rs` to the output directory: `NVCC`, the version of
 /// the compiler if there is one, and `IMAGES`, (source, architecture, fatbin).
 pub fn compile() -> Result<(), Box<dyn Error>> {
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", LINES] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     // Touched when the compiler from PyPI arrives.
@@ -68,7 +77,7 @@ pub fn compile() -> Result<(), Box<dyn Error>> {
         let name = source.file_stem().expect("a file").to_string_lossy();
         for (arch, gencode) in TARGETS {
             let mut hasher = DefaultHasher::new();
-            (&version, gencode, FLAGS).hash(&mut hasher);
+            (&version, gencode, flags()).hash(&mut hasher);
             for file in dependencies(source)? {
                 (&file, std::fs::read(&file)?).hash(&mut hasher);
             }
@@ -220,7 +229,7 @@ fn compile_one(nvcc: &Path, job: &Job) -> Result<(), String> {
     let unfinished = job.image.with_extension(format!("{}.tmp", std::process::id()));
     let failed = |what: String| format!("{} for {}: {what}", job.source.display(), job.arch);
     let output = Command::new(nvcc)
-        .args(FLAGS)
+        .args(flags())
         .arg("-gencode")
         .arg(job.gencode)
         .arg("-Icuda")

@@ -10,6 +10,7 @@
 
 mod arena;
 pub mod device;
+pub mod driver;
 pub mod error;
 mod gemm;
 #[cfg(feature = "host-kernels")]
