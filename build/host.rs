@@ -20,6 +20,8 @@ pub fn compile() -> Result<(), Box<dyn Error>> {
         .extra_warnings(true)
         // Fused multiply-adds where the source says so, as in the device build.
         .flag("-ffp-contract=off")
+        // `#pragma unroll` is for the device.
+        .flag("-Wno-unknown-pragmas")
         .flag("-fno-strict-aliasing")
         .file("cuda/host/shim.cc")
         .file(&layouts);

@@ -1,5 +1,5 @@
 // Parameters of the matrix products and of the mixing of experts. Plain C++: also read by the host
-// build; mirrored in src/backend/cuda/gemm.rs.
+// build; mirrored in src/backend/cuda/params.rs.
 #pragma once
 #include "params.h"
 
@@ -10,9 +10,11 @@
 // of an SO(2) map, one for each degree of an SO(3) map) is one launch.
 struct GemmSpan {
     // First element of this block in a row's memory, of `a` and of `out`.
-    uint32_t a_offset, out_offset;
+    uint32_t a_offset;
+    uint32_t out_offset;
     // Columns of W (summed over) and rows of W (columns of the result).
-    uint32_t k, n;
+    uint32_t k;
+    uint32_t n;
     // Rows of the product for each item (edge or atom): row j of an item starts `j * k` elements
     // after its `a_offset` and `j * n` after its `out_offset`.
     uint32_t rows;
@@ -21,7 +23,8 @@ struct GemmSpan {
     // First element of W after the base pointer.
     uint64_t weight_offset;
     // Blocks of the grid before those of this span, and tiles across its columns.
-    uint32_t first_block, column_tiles;
+    uint32_t first_block;
+    uint32_t column_tiles;
 };
 
 #define GEMM_MAX_SPANS 8
@@ -55,11 +58,14 @@ struct GemmParams {
     // Item whose row is first in `a` and `out` (in memory), or null for 0.
     const uint32_t *first_item;
     // Elements from one item to the next.
-    uint64_t a_stride, out_stride, residual_stride;
+    uint64_t a_stride;
+    uint64_t out_stride;
+    uint64_t residual_stride;
     uint32_t flags;
     uint32_t spans;
     // Gated loader: a is [gates | rows]; channels H of a row, number of gate values.
-    uint32_t gate_channels, gate_values;
+    uint32_t gate_channels;
+    uint32_t gate_values;
     // Degree of each edge row (gated loader), `[rows]`.
     const uint32_t *row_degree;
     GemmSpan span[GEMM_MAX_SPANS];
@@ -75,10 +81,14 @@ struct MixParams {
     // Base pointers of the mixed weights of each system.
     const uint64_t *bases;
     // Where in each system's memory the matrix and its transpose start, elements.
-    uint64_t forward_offset, backward_offset;
-    uint32_t expert_count, systems;
+    uint64_t forward_offset;
+    uint64_t backward_offset;
+    uint32_t expert_count;
+    uint32_t systems;
     // Shape of one expert: for a complex map the upper half of the rows is the real part, the
     // lower half the imaginary part, and what is written is [[A, -B], [B, A]].
-    uint32_t rows, columns;
-    uint32_t complex_map, pad;
+    uint32_t rows;
+    uint32_t columns;
+    uint32_t complex_map;
+    uint32_t pad;
 };

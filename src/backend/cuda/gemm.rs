@@ -2,8 +2,7 @@
 
 use super::Precision;
 use super::device::{Kernel, LaunchSize};
-use super::params::{DevicePtr, Params};
-use bytemuck::{Pod, Zeroable};
+use super::params::{GemmParams, GemmSpan};
 
 /// Rows of one tile of the batch: edges or atoms of one system.
 pub const TILE_ROWS: usize = 128;
@@ -14,110 +13,6 @@ pub const NO_BIAS: u32 = u32::MAX;
 pub const SILU: u32 = 1;
 /// out += value.
 pub const ACCUMULATE: u32 = 2;
-
-/// `GemmSpan` of `cuda/gemm.h`: one block of columns.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct GemmSpan {
-    /// First element in a row's memory of the operand.
-    pub a_offset: u32,
-    /// The same of the result.
-    pub out_offset: u32,
-    /// Summed over.
-    pub k: u32,
-    /// Columns of the result.
-    pub n: u32,
-    /// Rows for each item.
-    pub rows: u32,
-    /// First bias, or [`NO_BIAS`].
-    pub bias_offset: u32,
-    /// First element of the matrix `[n][k]`.
-    pub weight_offset: u64,
-    /// Blocks of the grid before this span.
-    pub first_block: u32,
-    /// Tiles across its columns.
-    pub column_tiles: u32,
-}
-
-/// `GemmParams` of `cuda/gemm.h`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct GemmParams {
-    /// Operand, row-major items.
-    pub a: DevicePtr,
-    /// Matrices shared by all systems.
-    pub weights: DevicePtr,
-    /// Base of the matrices of each system instead, or null.
-    pub weight_table: DevicePtr,
-    /// f32.
-    pub bias: DevicePtr,
-    /// f32, laid out as `out` is, or null.
-    pub residual: DevicePtr,
-    /// Result.
-    pub out: DevicePtr,
-    /// Values before SiLU, or null.
-    pub pre: DevicePtr,
-    /// Tiles of the batch.
-    pub tiles: DevicePtr,
-    /// Their number.
-    pub tile_count: DevicePtr,
-    /// Item that lies first in memory, or null for 0.
-    pub first_item: DevicePtr,
-    /// Elements from one item to the next.
-    pub a_stride: u64,
-    /// The same of the result.
-    pub out_stride: u64,
-    /// The same of the residual.
-    pub residual_stride: u64,
-    /// [`SILU`], [`ACCUMULATE`].
-    pub flags: u32,
-    /// Number of spans.
-    pub spans: u32,
-    /// Channels H of a gated row.
-    pub gate_channels: u32,
-    /// Gate values before the rows.
-    pub gate_values: u32,
-    /// Degree of each edge row.
-    pub row_degree: DevicePtr,
-    /// Spans.
-    pub span: [GemmSpan; MAX_SPANS],
-}
-
-/// `MixParams` of `cuda/gemm.h`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct MixParams {
-    /// `[experts][rows][columns]` f32.
-    pub experts: DevicePtr,
-    /// `[systems][experts]` f64.
-    pub coefficients: DevicePtr,
-    /// Base of the mixed weights of each system.
-    pub bases: DevicePtr,
-    /// Element at which the matrix starts.
-    pub forward_offset: u64,
-    /// Element at which its transpose starts.
-    pub backward_offset: u64,
-    /// Experts.
-    pub expert_count: u32,
-    /// Systems.
-    pub systems: u32,
-    /// Rows of an expert.
-    pub rows: u32,
-    /// Columns of an expert.
-    pub columns: u32,
-    /// Whether the rows are a real and an imaginary half.
-    pub complex_map: u32,
-    /// Unused.
-    pub pad: u32,
-}
-
-impl Params for GemmParams {
-    const NAME: &'static str = "GemmParams";
-}
-
-impl Params for MixParams {
-    const NAME: &'static str = "MixParams";
-}
 
 /// Numbers in the operands and in the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

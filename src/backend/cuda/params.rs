@@ -656,4 +656,94 @@ params! {
         /// 0
         pad: u32,
     }
+
+    /// One block of columns.
+    struct GemmSpan {
+        /// First element in a row's memory of the operand.
+        a_offset: u32,
+        /// The same of the result.
+        out_offset: u32,
+        /// Summed over.
+        k: u32,
+        /// Columns of the result.
+        n: u32,
+        /// Rows for each item.
+        rows: u32,
+        /// First bias, or `NO_BIAS`.
+        bias_offset: u32,
+        /// First element of the matrix `[n][k]`.
+        weight_offset: u64,
+        /// Blocks of the grid before this span.
+        first_block: u32,
+        /// Tiles across its columns.
+        column_tiles: u32,
+    }
+
+    /// out\[item\] = a\[item\] W^T (+ bias) (+ residual): `cuda/gemm.cu`.
+    struct GemmParams {
+        /// Operand, row-major items.
+        a: DevicePtr,
+        /// Matrices shared by all systems.
+        weights: DevicePtr,
+        /// Base of the matrices of each system instead, or null.
+        weight_table: DevicePtr,
+        /// f32.
+        bias: DevicePtr,
+        /// f32, laid out as `out` is, or null.
+        residual: DevicePtr,
+        /// Result.
+        out: DevicePtr,
+        /// Values before SiLU, or null.
+        pre: DevicePtr,
+        /// Tiles of the batch.
+        tiles: DevicePtr,
+        /// Their number.
+        tile_count: DevicePtr,
+        /// Item that lies first in memory, or null for 0.
+        first_item: DevicePtr,
+        /// Elements from one item to the next.
+        a_stride: u64,
+        /// The same of the result.
+        out_stride: u64,
+        /// The same of the residual.
+        residual_stride: u64,
+        /// `SILU`, `ACCUMULATE`.
+        flags: u32,
+        /// Number of spans.
+        spans: u32,
+        /// Channels H of a gated row.
+        gate_channels: u32,
+        /// Gate values before the rows.
+        gate_values: u32,
+        /// Degree of each edge row.
+        row_degree: DevicePtr,
+        /// Spans.
+        span: [GemmSpan; 8],
+    }
+
+    /// Mixing of experts: `cuda/mix.cu`.
+    struct MixParams {
+        /// `[experts][rows][columns]` f32.
+        experts: DevicePtr,
+        /// `[systems][experts]` f64.
+        coefficients: DevicePtr,
+        /// Base of the mixed weights of each system.
+        bases: DevicePtr,
+        /// Element at which the matrix starts.
+        forward_offset: u64,
+        /// Element at which its transpose starts.
+        backward_offset: u64,
+        /// Experts.
+        expert_count: u32,
+        /// Systems.
+        systems: u32,
+        /// Rows of an expert.
+        rows: u32,
+        /// Columns of an expert.
+        columns: u32,
+        /// Whether the rows are a real and an imaginary half.
+        complex_map: u32,
+        /// Unused.
+        pad: u32,
+    }
 }

@@ -36,11 +36,6 @@ impl Capacity {
             systems: bucket(self.systems, 4),
         }
     }
-
-    /// Whether a batch fits.
-    pub fn holds(&self, other: &Capacity) -> bool {
-        other.atoms <= self.atoms && other.edges <= self.edges && other.systems <= self.systems
-    }
 }
 
 /// At least as much, and one of a few sizes: `least` times powers of two and three quarters of them.

@@ -8,7 +8,7 @@
 use super::arena::{Arena, Use};
 use super::error::CudaError;
 use crate::nn::op::Grain;
-use crate::nn::{Buf, Domain, Op, Program, WeightKind};
+use crate::nn::{Buf, Domain, Op, Program};
 
 /// A part of the program that runs as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,8 +91,6 @@ pub struct Plan {
     pub kept: Vec<(Buf, usize)>,
     /// Bytes for each edge of what is kept.
     pub kept_bytes: usize,
-    /// How much is kept.
-    pub keep: Keep,
     /// Gradients of atom buffers that several operations add to, with the stage whose backward pass
     /// is the first to add: they start as 0.
     pub gradients_begin: Vec<(Buf, usize)>,
@@ -173,7 +171,6 @@ impl Plan {
             stages,
             kept,
             kept_bytes,
-            keep,
         })
     }
 
@@ -258,100 +255,6 @@ fn kept_buffers(program: &Program, stages: &[Stage], keep: Keep) -> Vec<Buf> {
         }
     }
     kept
-}
-
-fn again(&self, program: &Program, stage: &EdgeStage) -> Vec<usize> {
-        again(program, stage, &|buf| self.kept_at(buf).is_some())
-    }
-}
-
-fn stages(program: &Program) -> Result<Vec<Stage>, CudaError> {
-    let mut stages = Vec::new();
-    let mut open: Vec<usize> = Vec::new();
-    for (i, op) in program.ops.iter().enumerate() {
-        match op {
-            op if op.forward_grain() == Grain::Edges => open.push(i),
-            Op::RotateScatter { .. } | Op::ScatterRadial { .. } => {
-                open.push(i);
-                let ops = std::mem::take(&mut open);
-                let fused_gates = fused_gates(program, &ops);
-                stages.push(Stage::Edges(EdgeStage { ops, fused_gates }));
-            }
-            _ if open.is_empty() => stages.push(Stage::Atoms(i)),
-            _ => {
-                return Err(CudaError::Unsupported(format!(
-                    "operation {i} on atoms between operations on edges"
-                )));
-            }
-        }
-    }
-    if !open.is_empty() {
-        return Err(CudaError::Unsupported(
-            "operations on edges that no sum over edges follows".into(),
-        ));
-    }
-    for stage in &stages {
-        let Stage::Edges(stage) = stage else { continue };
-        for &i in &stage.ops {
-            for buf in edge_inputs(&program.ops[i]) {
-                let readers = program.ops.iter().filter(|op| edge_inputs(op).contains(&buf));
-                let made_here = stage
-                    .ops
-                    .iter()
-                    .any(|&j| program.ops[j].writes().contains(&buf));
-                if readers.count() > 1 || !made_here {
-                    return Err(CudaError::Unsupported(format!(
-                        "edge buffer {} read by several operations",
-                        program.buffers[buf.0].name
-                    )));
-                }
-            }
-        }
-    }
-    Ok(stages)
-}
-
-/// A gate whose result goes into the product right after it needs no buffer.
-fn fused_gates(program: &Program, ops: &[usize]) -> Vec<(usize, usize)> {
-    ops.windows(2)
-        .filter(|pair| match (&program.ops[pair[0]], &program.ops[pair[1]]) {
-            (Op::GateEdges { out, .. }, Op::So2Linear { x, .. }) => out == x,
-            _ => false,
-        })
-        .map(|pair| (pair[0], pair[1]))
-        .collect()
-}
-
-fn kept_buffers(program: &Program, stages: &[Stage], keep: Keep) -> Vec<Buf> {
-    let mut kept = Vec::new();
-    for stage in stages {
-        let Stage::Edges(stage) = stage else { continue };
-        for &i in &stage.ops {
-            match program.ops[i] {
-                Op::GateEdges { x, .. } if keep >= Keep::Gates => kept.push(x),
-                Op::RotateScatter { message, .. } if keep >= Keep::Messages => kept.push(message),
-                _ => {}
-            }
-        }
-    }
-    kept
-}
-
-/// Which buffers depend on positions.
-fn gradients(program: &Program) -> Vec<bool> {
-    let mut has = vec![false; program.buffers.len()];
-    for op in &program.ops {
-        let moves = match op {
-            Op::EmbedAtoms { .. } => false,
-            op if op.forward_grain() == Grain::Edges => true,
-            Op::ScatterRadial { .. } | Op::RotateScatter { .. } => true,
-            op => atom_inputs(op).iter().any(|b| has[b.0]),
-        };
-        for buf in op.writes() {
-            has[buf.0] = moves;
-        }
-    }
-    has
 }
 
 fn again(program: &Program, stage: &EdgeStage, kept: &dyn Fn(Buf) -> bool) -> Vec<usize> {
@@ -576,9 +479,4 @@ fn atom_uses(program: &Program, stages: &[Stage]) -> Vec<Use<AtomKey>> {
         }
     }
     uses
-}
-
-/// Whether any weight of the program is mixed per system.
-pub fn is_mixture(program: &Program) -> bool {
-    program.weights.iter().any(|w| w.kind == WeightKind::Mixed)
 }

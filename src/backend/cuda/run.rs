@@ -2,7 +2,7 @@
 
 use super::error::CudaError;
 use super::device::{Device, Kernel, LaunchSize};
-use super::gemm::{self, Arithmetic, GemmParams, GemmSpan, NO_BIAS};
+use super::gemm::{self, Arithmetic, NO_BIAS};
 use super::params::*;
 use super::pass::Pass;
 use super::plan::{AtomKey, EdgeKey, EdgeStage, Plan, Stage};

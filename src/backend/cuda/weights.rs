@@ -7,8 +7,7 @@
 
 use super::device::{Device, Kernel, LaunchSize};
 use super::error::CudaError;
-use super::gemm::MixParams;
-use super::params::DevicePtr;
+use super::params::{DevicePtr, MixParams};
 use super::{Options, Precision};
 use crate::backend::{Conditioning, WeightData, WeightSource};
 use crate::nn::{Op, Program, RadialMlp, Weight, WeightKind, WeightSlot, WeightUse};
@@ -252,7 +251,7 @@ impl Weights {
                 Some(matrix) => {
                     let all = values(&source.weight(&slot.name));
                     let one = slot.shape.iter().product::<usize>();
-                    let mut put = |pool: &mut [f64], w: &[f64]| {
+                    let put = |pool: &mut [f64], w: &[f64]| {
                         let (forward, backward) = lay_out(slot, w);
                         pool[matrix.forward as usize..][..forward.len()].copy_from_slice(&forward);
                         pool[matrix.backward as usize..][..backward.len()]
@@ -279,7 +278,7 @@ impl Weights {
             .map(|op| match op {
                 Op::Radial { mlp, .. } => {
                     let tables = radial_tables(&program, &*source, mlp);
-                    let mut put = |values: &[f64]| store(device, &encode(values, false));
+                    let put = |values: &[f64]| store(device, &encode(values, false));
                     Ok(Some(RadialTables {
                         gaussians: put(&tables[0])?,
                         source: put(&tables[1])?,
