@@ -3,7 +3,8 @@
 pub mod cpu;
 pub mod cuda;
 
-use crate::neighbors::NeighborList;
+use crate::neighbors::{NeighborError, NeighborList};
+use crate::system::System;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -61,6 +62,30 @@ pub struct NetworkOutput {
     pub gradient: Vec<[f64; 3]>,
 }
 
+/// A system for a backend that finds its edges itself.
+#[derive(Clone, Debug)]
+pub struct PositionedSystem<'a> {
+    /// Positions, cell, atomic numbers.
+    pub system: &'a System,
+    /// Conditioning.
+    pub conditioning: Arc<Conditioning>,
+    /// Neighbours kept per atom: where an atom has more, the edges must come from the host.
+    pub max_neighbors: usize,
+    /// Most edges of the system.
+    pub max_edges: usize,
+}
+
+/// What a backend that finds the edges itself answers for one system, in units of the normaliser.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NetworkForces {
+    /// Sum of the atomic energies, accumulated in f64.
+    pub energy: f64,
+    /// -dE/d(position), 1/Angstrom.
+    pub forces: Vec<[f64; 3]>,
+    /// Sum over edges of dE/d(vector) x vector, symmetric.
+    pub virial: [[f64; 3]; 3],
+}
+
 /// A device failed: nothing is wrong with the structures. In words, with the device's own name of
 /// the error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +100,18 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When the device fails. The next call tries again, on a fresh context if need be.
     fn run(&self, batch: &[Structure]) -> Result<Vec<NetworkOutput>, DeviceError>;
+
+    /// The same from positions, for the systems whose edges this backend finds itself; `None` for
+    /// the others, which are then run with edges from the host.
+    ///
+    /// # Errors
+    /// Those of [`run`](Backend::run); for single systems what the search refuses.
+    fn run_positions(
+        &self,
+        batch: &[PositionedSystem],
+    ) -> Result<Vec<Option<Result<NetworkForces, NeighborError>>>, DeviceError> {
+        Ok(vec![None; batch.len()])
+    }
 
     /// Working memory for structures with this many atoms and edges in all, bytes.
     fn memory(&self, atoms: usize, edges: usize) -> usize;

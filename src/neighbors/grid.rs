@@ -30,6 +30,35 @@ pub(super) struct Grid<'a> {
     index: Index,
 }
 
+/// Atoms of one system sorted into bins, for a search elsewhere.
+#[derive(Clone, Debug)]
+pub(crate) struct SearchTables {
+    /// Reduced basis vectors as rows, the periodic ones first, Angstrom.
+    pub basis: [[f64; 3]; 3],
+    /// Lattice vectors as given.
+    pub vectors: [[f64; 3]; 3],
+    /// Each periodic basis vector as integer multiples of the given vectors.
+    pub multiples: [[i64; 3]; 3],
+    /// Number of periodic directions.
+    pub periodic: usize,
+    /// Number of bins along each basis vector.
+    pub bins: [i64; 3],
+    /// Bins to look at on either side.
+    pub reach: [i64; 3],
+    /// Search radius: the cutoff and what rounding may hide, Angstrom.
+    pub radius: f64,
+    /// Bin of every atom.
+    pub bin: Vec<[i64; 3]>,
+    /// Cell in which every atom lies, in multiples of the basis vectors.
+    pub home: Vec<[i64; 3]>,
+    /// Atoms sorted by bin, the first coordinate running fastest.
+    pub sorted: Vec<u32>,
+    /// Positions less their homes, in that order, Angstrom.
+    pub sorted_wrapped: Vec<[f64; 3]>,
+    /// Where in `sorted` each bin begins; one more than there are bins.
+    pub bin_start: Vec<u32>,
+}
+
 /// Where in the sorted atoms a row of bins is.
 enum Index {
     /// Start of every bin: where there are not many more bins than atoms.
@@ -146,6 +175,27 @@ impl<'a> Grid<'a> {
             sorted,
             sorted_wrapped,
             index,
+        })
+    }
+
+    /// The search as plain tables; `None` where the bins are too many to list.
+    pub fn tables(self) -> Option<SearchTables> {
+        let Index::Dense(bin_start) = self.index else {
+            return None;
+        };
+        Some(SearchTables {
+            basis: self.lattice.basis,
+            vectors: self.lattice.cell(),
+            multiples: self.lattice.multiples(),
+            periodic: self.lattice.periodic,
+            bins: self.bins,
+            reach: self.reach,
+            radius: self.radius,
+            bin: self.bin,
+            home: self.home,
+            sorted: self.sorted,
+            sorted_wrapped: self.sorted_wrapped,
+            bin_start,
         })
     }
 

@@ -93,6 +93,16 @@ impl Lattice {
         })
     }
 
+    /// The lattice vectors as given.
+    pub fn cell(&self) -> [[f64; 3]; 3] {
+        self.vectors
+    }
+
+    /// Each periodic basis vector as integer multiples of the given vectors.
+    pub fn multiples(&self) -> [[i64; 3]; 3] {
+        self.multiples
+    }
+
     /// Converts an image (multiples of the periodic basis vectors) to multiples of the vectors of
     /// the cell as given.
     pub fn original_image(&self, image: [i64; 3]) -> [i64; 3] {

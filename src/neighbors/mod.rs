@@ -11,6 +11,7 @@ mod lattice;
 
 use crate::system::System;
 use grid::Grid;
+pub(crate) use grid::SearchTables;
 use lattice::Lattice;
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -126,15 +127,7 @@ pub fn neighbor_list(
     let rows = if !system.cell.is_periodic() && system.len() <= PAIRWISE_ATOMS {
         vec![pairwise(&system.positions, cutoff_angstrom)]
     } else {
-        let lattice =
-            Lattice::reduced(&system.cell).ok_or(NeighborError::FlatCell(system.cell.vectors))?;
-        let least = lattice.fewest_pairs(system.len(), cutoff_angstrom);
-        if least > max_edges as f64 {
-            return Err(NeighborError::TooManyEdges {
-                found: least as usize,
-                limit: max_edges,
-            });
-        }
+        let lattice = reduced_lattice(system, cutoff_angstrom, max_edges)?;
         search(system, &lattice, cutoff_angstrom, max_edges)?
     };
     let found: usize = rows.iter().map(|r| r.source.len()).sum();
@@ -148,6 +141,39 @@ pub fn neighbor_list(
     list.reverse = reverse_edges(&list);
     cap_neighbors(&mut list, max_neighbors);
     Ok(list)
+}
+
+/// What a device needs to search by itself: the atoms sorted into bins. `None` for systems whose
+/// atoms are scattered over so large a volume that the bins cannot be listed.
+///
+/// # Errors
+/// Those of [`neighbor_list`], as far as they can be known before the search.
+pub(crate) fn search_tables(
+    system: &System,
+    cutoff_angstrom: f64,
+    max_edges: usize,
+) -> Result<Option<SearchTables>, NeighborError> {
+    check_range(system)?;
+    let lattice = reduced_lattice(system, cutoff_angstrom, max_edges)?;
+    Ok(Grid::new(&system.positions, &lattice, cutoff_angstrom)?.tables())
+}
+
+/// The lattice for the search, unless it is clear beforehand that there are too many pairs.
+fn reduced_lattice(
+    system: &System,
+    cutoff_angstrom: f64,
+    max_edges: usize,
+) -> Result<Lattice, NeighborError> {
+    let lattice =
+        Lattice::reduced(&system.cell).ok_or(NeighborError::FlatCell(system.cell.vectors))?;
+    let least = lattice.fewest_pairs(system.len(), cutoff_angstrom);
+    if least > max_edges as f64 {
+        return Err(NeighborError::TooManyEdges {
+            found: least as usize,
+            limit: max_edges,
+        });
+    }
+    Ok(lattice)
 }
 
 fn check_range(system: &System) -> Result<(), NeighborError> {

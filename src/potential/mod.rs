@@ -70,6 +70,16 @@ pub trait Potential: Send + Sync {
         &self,
         batch: &[(&System, &NeighborList)],
     ) -> Vec<Result<EdgeGradients, EvaluationError>>;
+
+    /// Evaluations of the systems whose neighbours the device finds itself; `None` for the others.
+    /// The systems have passed [`check`](Potential::check).
+    fn evaluations(
+        &self,
+        systems: &[&System],
+        _max_edges: usize,
+    ) -> Vec<Option<Result<Evaluation, EvaluationError>>> {
+        systems.iter().map(|_| None).collect()
+    }
 }
 
 /// Energy, forces and (periodic systems) stress of several systems in one pass: neighbour lists,
@@ -89,11 +99,46 @@ pub fn evaluate(
     systems: &[&System],
     max_edges: usize,
 ) -> Vec<Result<Evaluation, EvaluationError>> {
+    let mut answers: Vec<Option<Result<Evaluation, EvaluationError>>> = systems
+        .par_iter()
+        .map(|system| {
+            let checked = system.check(usize::MAX).map_err(EvaluationError::from);
+            checked.and_then(|()| potential.check(system)).err().map(Err)
+        })
+        .collect();
+    // First the device by itself, then with edges from here.
+    type Evaluations = Vec<Option<Result<Evaluation, EvaluationError>>>;
+    let with_lists = |s: &[&System]| -> Evaluations {
+        let evaluations = evaluate_lists(potential, s, max_edges);
+        evaluations.into_iter().map(Some).collect()
+    };
+    let ways: [&dyn Fn(&[&System]) -> Evaluations; 2] =
+        [&|s| potential.evaluations(s, max_edges), &with_lists];
+    for way in ways {
+        let open: Vec<usize> = (0..systems.len()).filter(|&i| answers[i].is_none()).collect();
+        if open.is_empty() {
+            break;
+        }
+        let group: Vec<&System> = open.iter().map(|&i| systems[i]).collect();
+        for (i, answer) in open.into_iter().zip(way(&group)) {
+            answers[i] = answer;
+        }
+    }
+    answers
+        .into_iter()
+        .map(|a| a.expect("every system has an answer once the lists were tried"))
+        .collect()
+}
+
+/// The same with edges from the CPU, for systems that have passed the checks.
+fn evaluate_lists(
+    potential: &dyn Potential,
+    systems: &[&System],
+    max_edges: usize,
+) -> Vec<Result<Evaluation, EvaluationError>> {
     let lists: Vec<Result<NeighborList, EvaluationError>> = systems
         .par_iter()
         .map(|system| {
-            system.check(usize::MAX)?;
-            potential.check(system)?;
             let (cutoff, neighbors) = (potential.cutoff_angstrom(), potential.max_neighbors());
             let list = neighbor_list(system, cutoff, neighbors, max_edges)?;
             if list.truncated {
@@ -153,22 +198,32 @@ fn assemble(
         list.len(),
         "a potential answers with one gradient per edge"
     );
-    if !answer.energy.is_finite() {
+    let forces = forces(system.len(), list, gradient);
+    finish(system, answer.energy, forces, || virial(list, gradient))
+}
+
+/// An evaluation from its parts: stress for periodic systems, and nothing that is not finite.
+fn finish(
+    system: &System,
+    energy: f64,
+    forces: Vec<[f64; 3]>,
+    virial: impl FnOnce() -> [[f64; 3]; 3],
+) -> Result<Evaluation, EvaluationError> {
+    if !energy.is_finite() {
         return Err(EvaluationError::NotFinite { what: "energy" });
     }
-    let forces = forces(system.len(), list, gradient);
     if !forces.iter().flatten().all(|x| x.is_finite()) {
         return Err(EvaluationError::NotFinite { what: "forces" });
     }
     let stress = system.cell.is_periodic().then(|| {
         let volume = system.cell.volume();
-        virial(list, gradient).map(|row| row.map(|x| x / volume))
+        virial().map(|row| row.map(|x| x / volume))
     });
     if !stress.iter().flatten().flatten().all(|x| x.is_finite()) {
         return Err(EvaluationError::NotFinite { what: "stress" });
     }
     Ok(Evaluation {
-        energy: answer.energy,
+        energy,
         forces,
         stress,
     })

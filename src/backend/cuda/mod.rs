@@ -13,6 +13,7 @@ pub mod device;
 pub mod driver;
 pub mod error;
 mod gemm;
+mod inputs;
 #[cfg(feature = "host-kernels")]
 pub mod host;
 pub mod images;
@@ -25,14 +26,20 @@ mod weights;
 
 pub use error::CudaError;
 
-use super::{Backend, DeviceError, NetworkOutput, Structure, WeightSource};
+use super::{
+    Backend, DeviceError, NetworkForces, NetworkOutput, PositionedSystem, Structure,
+    WeightSource,
+};
+use crate::neighbors::{NeighborError, SearchTables, search_tables};
 use crate::nn::Program;
 use crate::so3::Wigner;
 use device::Device;
-use pass::{Capacity, Chunking, Inputs, Pass, Places};
+use inputs::Systems;
+use pass::{Capacity, Chunking, Pass, Places};
 use plan::{Keep, Plan};
 use run::{Constants, Runner};
 use shapes::Shapes;
+use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
 use weights::Weights;
 
@@ -120,6 +127,8 @@ struct State {
     constants: Constants,
     passes: Vec<Pass>,
     clock: u64,
+    /// Most edges per atom of a batch so far.
+    edges_per_atom: usize,
 }
 
 impl CudaBackend {
@@ -188,6 +197,7 @@ impl CudaBackend {
             },
             passes: Vec::new(),
             clock: 0,
+            edges_per_atom: 64,
         })
     }
 
@@ -236,50 +246,73 @@ impl CudaBackend {
             base: self.device.alloc(places.bytes)?,
             keep,
             last_use: state.clock,
-            graph: None,
-            runs: 0,
+            graphs: [None; 2],
+            runs: [0; 2],
         });
         Ok(state.passes.len() - 1)
     }
 
     fn release(&self, pass: Pass) -> Result<(), CudaError> {
-        if let Some(graph) = pass.graph {
+        for graph in pass.graphs.into_iter().flatten() {
             self.device.release_graph(graph);
         }
         self.device.free(pass.base)
     }
 
-    fn evaluate(
+    /// Works on the state; after an error that has cost the context, the next call makes it anew.
+    fn on_device<T>(
+        &self,
+        work: impl FnOnce(&mut State) -> Result<T, CudaError>,
+    ) -> Result<T, DeviceError> {
+        let mut held = self.state();
+        let result = (|| {
+            if held.is_none() {
+                self.device.recreate()?;
+                *held = Some(self.prepare()?);
+            }
+            work(held.as_mut().expect("prepared just now"))
+        })();
+        if result.is_err() && self.device.unhealthy().is_some() {
+            *held = None;
+        }
+        result.map_err(|error| DeviceError(error.to_string()))
+    }
+
+    /// Uploads what does not depend on edges and runs a pass, as a graph if it ran before.
+    fn run_pass(
         &self,
         state: &mut State,
-        batch: &[Structure],
-    ) -> Result<Vec<NetworkOutput>, CudaError> {
+        index: usize,
+        systems: &Systems,
+        edges: usize,
+        extra: &inputs::Inputs,
+        kind: Kind,
+    ) -> Result<(), CudaError> {
         let device = &*self.device;
-        let conditionings: Vec<_> = batch.iter().map(|s| s.conditioning.clone()).collect();
-        let mixed = state.weights.mixed(device, &conditionings)?;
+        let conditionings = &systems.conditionings;
+        let mixed = state.weights.mixed(device, conditionings)?;
         let tasks = conditionings.iter().map(|c| state.weights.task_base(c.task_index));
         let tasks: Vec<u64> = tasks.collect();
-        let index = self.pass(state, Capacity::of(batch))?;
         let pass = &state.passes[index];
-        let inputs = Inputs::new(&self.program, pass, batch, &mixed, &tasks)?;
-        device.upload_bytes(pass.base, inputs.bytes())?;
-
-        let runner = Runner {
-            device,
-            program: &self.program,
-            plan: &self.plans[pass.keep],
-            pass,
-            weights: &state.weights,
-            constants: state.constants,
-            precision: self.options.precision,
-            shapes: &self.shapes,
+        let common = systems.inputs(&self.program, pass, &mixed, &tasks, edges);
+        for inputs in [&common, extra] {
+            device.upload_bytes(pass.at(inputs.at), &inputs.bytes)?;
+        }
+        let runner = self.runner(state, index);
+        let run = || match kind {
+            Kind::List => runner.evaluate(),
+            Kind::Search => {
+                runner.search()?;
+                runner.evaluate()?;
+                runner.totals()
+            }
         };
         // The first evaluation of a size runs as it is: kernels are loaded then, which cannot be
         // captured, and a size that is not seen again is not worth a graph.
-        let graph = match pass.graph {
-            None if self.options.graphs && pass.runs > 0 => {
+        let graph = match pass.graphs[kind as usize] {
+            None if self.options.graphs && pass.runs[kind as usize] > 0 => {
                 device.begin_capture()?;
-                let recorded = runner.evaluate();
+                let recorded = run();
                 let graph = device.end_capture();
                 recorded?;
                 Some(graph?)
@@ -288,20 +321,48 @@ impl CudaBackend {
         };
         match graph {
             Some(graph) => device.launch_graph(graph)?,
-            None => runner.evaluate()?,
+            None => run()?,
         }
-        let energies: Vec<f32> = device.download(
-            runner.energies(),
-            batch.iter().map(|s| s.numbers.len()).sum(),
-        )?;
-        let gradients: Vec<[f64; 3]> = device.download(
-            pass.at(pass.places.gradient),
-            batch.iter().map(|s| s.neighbors.len()).sum(),
-        )?;
         let pass = &mut state.passes[index];
-        pass.graph = graph;
-        pass.runs += 1;
+        pass.graphs[kind as usize] = graph;
+        pass.runs[kind as usize] += 1;
+        Ok(())
+    }
 
+    fn runner<'a>(&'a self, state: &'a State, index: usize) -> Runner<'a> {
+        let pass = &state.passes[index];
+        Runner {
+            device: &*self.device,
+            program: &self.program,
+            plan: &self.plans[pass.keep],
+            pass,
+            weights: &state.weights,
+            constants: state.constants,
+            precision: self.options.precision,
+            shapes: &self.shapes,
+        }
+    }
+
+    /// With edges from the host.
+    fn evaluate(
+        &self,
+        state: &mut State,
+        batch: &[Structure],
+    ) -> Result<Vec<NetworkOutput>, CudaError> {
+        let device = &*self.device;
+        let systems = Systems {
+            numbers: batch.iter().map(|s| s.numbers).collect(),
+            conditionings: batch.iter().map(|s| &*s.conditioning).collect(),
+        };
+        let need = Capacity::of(batch);
+        let index = self.pass(state, need)?;
+        let edges = inputs::edges(&state.passes[index], batch)?;
+        self.run_pass(state, index, &systems, need.edges, &edges, Kind::List)?;
+        let runner = self.runner(state, index);
+        let energies: Vec<f32> = device.download(runner.energies(), need.atoms)?;
+        let pass = &state.passes[index];
+        let gradients: Vec<[f64; 3]> =
+            device.download(pass.at(pass.places.gradient), need.edges)?;
         let (mut energies, mut gradients) = (energies.as_slice(), gradients.as_slice());
         let outputs = batch.iter().map(|structure| {
             let (mine, rest) = energies.split_at(structure.numbers.len());
@@ -315,24 +376,165 @@ impl CudaBackend {
         });
         Ok(outputs.collect())
     }
+
+    /// With a search on the device. `None` where the edges must come from the host: an atom has
+    /// more neighbours than the model keeps, or the batch does not fit as a whole.
+    fn evaluate_positions(
+        &self,
+        state: &mut State,
+        batch: &[&PositionedSystem],
+        tables: &[SearchTables],
+    ) -> Result<Option<Vec<Result<NetworkForces, NeighborError>>>, CudaError> {
+        let systems = Systems {
+            numbers: batch.iter().map(|s| s.system.numbers.as_slice()).collect(),
+            conditionings: batch.iter().map(|s| &*s.conditioning).collect(),
+        };
+        let positions: Vec<&[[f64; 3]]> =
+            batch.iter().map(|s| s.system.positions.as_slice()).collect();
+        let atoms = positions.iter().map(|p| p.len()).sum();
+        let mut need = Capacity {
+            atoms,
+            edges: state.guess(atoms),
+            systems: batch.len(),
+        };
+        // A second try knows how many edges there are.
+        loop {
+            if self.least_memory(&need.rounded()) > self.options.memory_bytes {
+                return Ok(None);
+            }
+            let index = self.pass(state, need)?;
+            let search = inputs::search(&state.passes[index], &positions, tables);
+            self.run_pass(state, index, &systems, 0, &search, Kind::Search)?;
+            let pass = &state.passes[index];
+            let p = &pass.places;
+            let mut bytes = vec![0u8; p.results_end - p.flags];
+            self.device.download_bytes(pass.at(p.flags), &mut bytes)?;
+            let results = Results {
+                bytes: &bytes,
+                from: p.flags,
+            };
+            let flags: Vec<u32> = results.get(p.flags, 4);
+            let [found, degree, overflow] = [flags[0] as usize, flags[1] as usize, flags[2] as usize];
+            state.edges_per_atom = state.edges_per_atom.max(found.div_ceil(atoms.max(1)));
+            let limit = batch.iter().map(|s| s.max_neighbors).min().unwrap_or(0);
+            if degree > limit.min(pass::MAX_DEGREE) {
+                return Ok(None);
+            }
+            if overflow != 0 {
+                if found <= need.edges {
+                    return Err(CudaError::Invalid(format!(
+                        "{found} edges did not fit into room for {}",
+                        pass.capacity.edges
+                    )));
+                }
+                need.edges = found;
+                continue;
+            }
+            return Ok(Some(forces(batch, &results, p)));
+        }
+    }
+}
+
+/// Where the edges of a pass come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// From the host.
+    List = 0,
+    /// The device searches.
+    Search = 1,
+}
+
+impl State {
+    /// Edges that so many atoms probably have.
+    fn guess(&self, atoms: usize) -> usize {
+        let pairs = atoms.saturating_mul(atoms.saturating_sub(1));
+        let usual = atoms * (self.edges_per_atom + self.edges_per_atom / 8);
+        // Small isolated molecules have no more than all pairs; small cells have more.
+        usual.min(pairs.max(64 * atoms)).max(256)
+    }
+}
+
+/// The results of a pass as bytes.
+struct Results<'a> {
+    bytes: &'a [u8],
+    from: usize,
+}
+
+impl Results<'_> {
+    fn get<T: bytemuck::Pod>(&self, at: usize, count: usize) -> Vec<T> {
+        let at = at - self.from;
+        bytemuck::pod_collect_to_vec(&self.bytes[at..at + count * size_of::<T>()])
+    }
+}
+
+fn forces(
+    batch: &[&PositionedSystem],
+    results: &Results,
+    places: &Places,
+) -> Vec<Result<NetworkForces, NeighborError>> {
+    let energies: Vec<f64> = results.get(places.energy, batch.len());
+    let virials: Vec<[f64; 9]> = results.get(places.virial, batch.len());
+    let starts: Vec<u32> = results.get(places.edge_start, batch.len() + 1);
+    let mut atom = 0;
+    let mut answers = Vec::new();
+    for (i, system) in batch.iter().enumerate() {
+        let atoms = system.system.len();
+        let edges = (starts[i + 1] - starts[i]) as usize;
+        let forces: Vec<[f64; 3]> = results.get(places.force + 24 * atom, atoms);
+        atom += atoms;
+        answers.push(match edges > system.max_edges {
+            true => Err(NeighborError::TooManyEdges {
+                found: edges,
+                limit: system.max_edges,
+            }),
+            false => Ok(NetworkForces {
+                energy: energies[i],
+                forces,
+                virial: std::array::from_fn(|j| {
+                    std::array::from_fn(|k| 0.5 * (virials[i][3 * j + k] + virials[i][3 * k + j]))
+                }),
+            }),
+        });
+    }
+    answers
 }
 
 impl Backend for CudaBackend {
     fn run(&self, batch: &[Structure]) -> Result<Vec<NetworkOutput>, DeviceError> {
-        let mut held = self.state();
-        let result = (|| {
-            if held.is_none() {
-                self.device.recreate()?;
-                *held = Some(self.prepare()?);
-            }
-            let state = held.as_mut().expect("prepared just now");
-            self.evaluate(state, batch)
-        })();
-        if result.is_err() && self.device.unhealthy().is_some() {
-            // All memory is gone with the context; the next call makes both anew.
-            *held = None;
+        self.on_device(|state| self.evaluate(state, batch))
+    }
+
+    fn run_positions(
+        &self,
+        batch: &[PositionedSystem],
+    ) -> Result<Vec<Option<Result<NetworkForces, NeighborError>>>, DeviceError> {
+        let tables: Vec<_> = batch
+            .par_iter()
+            .map(|s| search_tables(s.system, self.program.cutoff, s.max_edges))
+            .collect();
+        let mut answers: Vec<Option<Result<NetworkForces, NeighborError>>> = Vec::new();
+        let (mut searched, mut their_tables) = (Vec::new(), Vec::new());
+        for (i, table) in tables.into_iter().enumerate() {
+            answers.push(match table {
+                Err(error) => Some(Err(error)),
+                Ok(Some(table)) if inputs::images_fit(&table) => {
+                    searched.push(i);
+                    their_tables.push(table);
+                    None
+                }
+                Ok(_) => None,
+            });
         }
-        result.map_err(|error| DeviceError(error.to_string()))
+        if searched.is_empty() {
+            return Ok(answers);
+        }
+        let systems: Vec<&PositionedSystem> = searched.iter().map(|&i| &batch[i]).collect();
+        let found =
+            self.on_device(|state| self.evaluate_positions(state, &systems, &their_tables))?;
+        for (i, answer) in searched.into_iter().zip(found.into_iter().flatten()) {
+            answers[i] = Some(answer);
+        }
+        Ok(answers)
     }
 
     fn memory(&self, atoms: usize, edges: usize) -> usize {

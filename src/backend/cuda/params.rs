@@ -746,4 +746,129 @@ params! {
         /// Unused.
         pad: u32,
     }
+
+    /// How the atoms of one system are sorted into bins (src/neighbors/grid.rs), and its lattice.
+    struct SearchGrid {
+        /// Reduced basis vectors, rows, Angstrom.
+        basis: [f64; 9],
+        /// Lattice vectors of the cell as given, rows, Angstrom.
+        vectors: [f64; 9],
+        /// Each periodic basis vector as multiples of the given vectors, rows.
+        multiples: [i32; 9],
+        /// Bins along each basis vector.
+        bins: [i32; 3],
+        /// Bins to look at on either side.
+        reach: [i32; 3],
+        /// Periodic directions come first.
+        periodic: i32,
+        /// Square of the search radius: the cutoff and what rounding may hide.
+        radius2: f64,
+        /// Start of the system's bins in `bin_start`.
+        first_bin: u64,
+    }
+
+    /// neighbor_count, neighbor_fill: the edges of every target, one warp each.
+    struct NeighborParams {
+        /// The whole batch: its atoms.
+        batch: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        atom_system: DevicePtr,
+        /// `[systems + 1]`
+        atom_start: DevicePtr,
+        /// `[systems]`
+        grids: DevicePtr,
+        /// `[N][3]` Angstrom.
+        position: DevicePtr,
+        /// `[N][3]` positions moved into the reduced cell, in the order of `sorted`.
+        wrapped: DevicePtr,
+        /// `[N][3]` cell of each atom, multiples of the basis vectors.
+        home: DevicePtr,
+        /// `[N][3]` bin of each atom.
+        bin: DevicePtr,
+        /// `[N]` place of each atom in `sorted`.
+        place: DevicePtr,
+        /// `[N]` atoms of each system sorted by bin, counted over the batch.
+        sorted: DevicePtr,
+        /// Where in `sorted` each bin begins, one more entry for each system.
+        bin_start: DevicePtr,
+        /// `[N]` edges of each target: written by neighbor_count.
+        degree: DevicePtr,
+        /// `[N + 1]`
+        target_start: DevicePtr,
+        /// `[E]` edges as they are found: source, and image in multiples of the given vectors, packed.
+        found_source: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        found_image: DevicePtr,
+        /// `[E]` edges sorted by source and image, written by neighbor_fill.
+        source: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        target: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        image: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        vector: DevicePtr,
+        /// See NeighborStartParams.
+        flags: DevicePtr,
+        /// Square of the cutoff.
+        cutoff2: f64,
+    }
+
+    /// neighbor_start: degrees -> target_start. One block.
+    struct NeighborStartParams {
+        /// The whole batch; its edge_end is written.
+        batch: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        degree: DevicePtr,
+        /// `[N + 1]` written; source_start is the same in a symmetric list.
+        target_start: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        source_start: DevicePtr,
+        /// `[4]`: edges found, largest degree, whether there are more edges than `capacity` (then the
+        /// list is empty), 0. Written.
+        flags: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        capacity: u64,
+    }
+
+    /// neighbor_reverse: edges by source. One thread for each edge.
+    struct NeighborReverseParams {
+        /// See `cuda/neighbors.h`.
+        batch: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        target_start: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        source: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        target: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        image: DevicePtr,
+        /// `[E]` written.
+        by_source: DevicePtr,
+    }
+
+    /// neighbor_chunks: cuts the edges into chunks and tiles. One block for each chunk.
+    struct NeighborChunksParams {
+        /// See `cuda/neighbors.h`.
+        batch: DevicePtr,
+        /// `[chunks]` written.
+        chunks: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        target_start: DevicePtr,
+        /// See `cuda/neighbors.h`.
+        atom_start: DevicePtr,
+        /// `[systems + 1]` written.
+        edge_start: DevicePtr,
+        /// `[chunks][tiles]`
+        tiles: DevicePtr,
+        /// An atom belongs to chunk `first edge / chunk_edges`.
+        chunk_edges: u64,
+        /// See `cuda/neighbors.h`.
+        chunk_count: u32,
+        /// Most tiles of a chunk.
+        tile_capacity: u32,
+        /// See `cuda/neighbors.h`.
+        systems: u32,
+        /// See `cuda/neighbors.h`.
+        pad: u32,
+    }
 }

@@ -196,6 +196,100 @@ impl Runner<'_> {
         self.launch(self.shapes.edge_force(self.pass.capacity.edges), &params)
     }
 
+    // --- neighbours, and sums over them ---------------------------------------------------------
+
+    /// Finds the edges.
+    pub fn search(&self) -> Done {
+        let p = &self.pass.places;
+        let capacity = &self.pass.capacity;
+        let params = NeighborParams {
+            batch: self.pass.whole(),
+            atom_system: self.at(p.atom_system),
+            atom_start: self.at(p.atom_start),
+            grids: self.at(p.grids),
+            position: self.at(p.position),
+            wrapped: self.at(p.wrapped),
+            home: self.at(p.home),
+            bin: self.at(p.bin),
+            place: self.at(p.place),
+            sorted: self.at(p.sorted),
+            bin_start: self.at(p.bin_start),
+            degree: self.at(p.degree),
+            target_start: self.at(p.target_start),
+            found_source: self.at(p.found_source),
+            found_image: self.at(p.found_image),
+            source: self.at(p.source),
+            target: self.at(p.target),
+            image: self.at(p.image),
+            vector: self.at(p.vector),
+            flags: self.at(p.flags),
+            cutoff2: self.program.cutoff * self.program.cutoff,
+        };
+        let warps = LaunchSize::cover(32 * capacity.atoms, 128);
+        self.launch((Kernel("neighbor_count"), warps), &params)?;
+        let start = NeighborStartParams {
+            batch: self.pass.whole(),
+            degree: self.at(p.degree),
+            target_start: self.at(p.target_start),
+            source_start: self.at(p.source_start),
+            flags: self.at(p.flags),
+            capacity: capacity.edges as u64,
+        };
+        self.launch((Kernel("neighbor_start"), LaunchSize::new(1, 1024)), &start)?;
+        self.launch((Kernel("neighbor_fill"), warps), &params)?;
+        let reverse = NeighborReverseParams {
+            batch: self.pass.whole(),
+            target_start: self.at(p.target_start),
+            source: self.at(p.source),
+            target: self.at(p.target),
+            image: self.at(p.image),
+            by_source: self.at(p.by_source),
+        };
+        let edges = LaunchSize::cover(capacity.edges, 256);
+        self.launch((Kernel("neighbor_reverse"), edges), &reverse)?;
+        let chunks = NeighborChunksParams {
+            batch: self.pass.whole(),
+            chunks: self.at(p.chunks),
+            target_start: self.at(p.target_start),
+            atom_start: self.at(p.atom_start),
+            edge_start: self.at(p.edge_start),
+            tiles: self.at(p.edge_tiles),
+            chunk_edges: self.pass.chunking.edges as u64,
+            chunk_count: self.pass.chunking.count as u32,
+            tile_capacity: self.pass.chunking.tiles as u32,
+            systems: capacity.systems as u32,
+            pad: 0,
+        };
+        let size = LaunchSize::new(self.pass.chunking.count as u32, 256);
+        self.launch((Kernel("neighbor_chunks"), size), &chunks)
+    }
+
+    /// Forces, energies and virials from dE/d(vector).
+    pub fn totals(&self) -> Done {
+        let p = &self.pass.places;
+        let params = AtomForceParams {
+            chunk: self.pass.whole(),
+            target_start: self.at(p.target_start),
+            source_start: self.at(p.source_start),
+            by_source: self.at(p.by_source),
+            vector: self.at(p.vector),
+            gradient: self.at(p.gradient),
+            force: self.at(p.force),
+            virial: self.at(p.atom_virial),
+        };
+        self.launch(self.shapes.atom_force(self.atoms()), &params)?;
+        let params = SystemSumsParams {
+            atom_start: self.at(p.atom_start),
+            atom_energy: self.energies(),
+            atom_virial: self.at(p.atom_virial),
+            energy: self.at(p.energy),
+            virial: self.at(p.virial),
+            systems: self.pass.capacity.systems as u32,
+            pad: 0,
+        };
+        self.launch(self.shapes.system_sums(self.pass.capacity.systems), &params)
+    }
+
     // --- products -------------------------------------------------------------------------------
 
     /// Base pointers of a pool: shared, or a table by system.
@@ -227,7 +321,8 @@ impl Runner<'_> {
             weights,
             weight_table,
             tiles: self.at(p.atom_tiles),
-            tile_count: self.at(p.counts).at::<u32>(3),
+            // A field of `Chunk`.
+            tile_count: self.pass.whole().at::<u32>(5),
             ..params
         };
         let arithmetic = Arithmetic::of_atoms(self.precision);

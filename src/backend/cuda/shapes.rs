@@ -8,6 +8,8 @@ impl Shapes {
     pub fn add_nodes(&self, _a0: usize, _a1: usize) -> (Kernel, LaunchSize) { (Kernel("add_nodes"), LaunchSize::new(1,1)) }
     pub fn edge_geometry(&self, _a0: usize) -> (Kernel, LaunchSize) { (Kernel("edge_geometry"), LaunchSize::new(1,1)) }
     pub fn edge_force(&self, _a0: usize) -> (Kernel, LaunchSize) { (Kernel("edge_force"), LaunchSize::new(1,1)) }
+    pub fn atom_force(&self, _a0: usize) -> (Kernel, LaunchSize) { (Kernel("atom_force"), LaunchSize::new(1,1)) }
+    pub fn system_sums(&self, _a0: usize) -> (Kernel, LaunchSize) { (Kernel("system_sums"), LaunchSize::new(1,1)) }
     pub fn embed_atoms(&self, _a0: usize) -> (Kernel, LaunchSize) { (Kernel("embed_atoms"), LaunchSize::new(1,1)) }
     pub fn rms_norm(&self, _a0: usize) -> (Kernel, LaunchSize) { (Kernel("rms_norm"), LaunchSize::new(1,1)) }
     pub fn gate_atoms(&self, _a0: usize) -> (Kernel, LaunchSize) { (Kernel("gate_atoms"), LaunchSize::new(1,1)) }

@@ -347,14 +347,14 @@ impl Weights {
     pub fn mixed(
         &mut self,
         device: &dyn Device,
-        batch: &[Arc<Conditioning>],
+        batch: &[&Conditioning],
     ) -> Result<Vec<u64>, CudaError> {
         if self.mixed_bytes == 0 {
             return Ok(vec![0; batch.len()]);
         }
         self.clock += 1;
-        let mut missing: Vec<&Arc<Conditioning>> = Vec::new();
-        for conditioning in batch {
+        let mut missing: Vec<&Conditioning> = Vec::new();
+        for &conditioning in batch {
             match self.mixed.get_mut(&conditioning.key) {
                 Some(entry) => entry.last_use = self.clock,
                 None if missing.iter().any(|c| c.key == conditioning.key) => {}
@@ -388,7 +388,7 @@ impl Weights {
     fn mix(
         &mut self,
         device: &dyn Device,
-        missing: &[&Arc<Conditioning>],
+        missing: &[&Conditioning],
     ) -> Result<(), CudaError> {
         let coefficients: Vec<f64> = missing.iter().flat_map(|c| c.experts.clone()).collect();
         let expert_count = missing[0].experts.len();

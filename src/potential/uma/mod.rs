@@ -11,9 +11,11 @@ pub use config::UmaConfig;
 
 use super::{EdgeGradients, EvaluationError, Potential};
 use crate::backend::cpu::{CpuBackend, Trace};
-use crate::backend::{Backend, Structure, WeightData, WeightSource};
+use crate::backend::{
+    Backend, NetworkForces, PositionedSystem, Structure, WeightData, WeightSource,
+};
 use crate::neighbors::NeighborList;
-use crate::system::System;
+use crate::system::{Evaluation, System};
 use conditioning::Conditioner;
 use config::FeedForward;
 use std::borrow::Cow;
@@ -301,29 +303,68 @@ impl Potential for UmaPotential {
             .map(|a| a.expect("every structure was answered or refused"))
             .collect()
     }
+
+    fn evaluations(
+        &self,
+        systems: &[&System],
+        max_edges: usize,
+    ) -> Vec<Option<Result<Evaluation, EvaluationError>>> {
+        let batch: Vec<PositionedSystem> = systems
+            .iter()
+            .map(|system| PositionedSystem {
+                system,
+                conditioning: self.conditioner.conditioning(system),
+                max_neighbors: self.config.max_neighbors,
+                max_edges,
+            })
+            .collect();
+        let answers = match self.backend.run_positions(&batch) {
+            Ok(answers) => answers,
+            Err(error) => {
+                let failed = || Some(Err(EvaluationError::Device(error.to_string())));
+                return systems.iter().map(|_| failed()).collect();
+            }
+        };
+        let evaluation = |system: &System, answer: NetworkForces| {
+            let (scale, offset) = self.normalisation(system);
+            let scaled = |row: [f64; 3]| row.map(|x| x * scale);
+            let forces = answer.forces.into_iter().map(scaled).collect();
+            super::finish(system, answer.energy * scale + offset, forces, || {
+                answer.virial.map(scaled)
+            })
+        };
+        systems
+            .iter()
+            .zip(answers)
+            .map(|(system, answer)| {
+                answer.map(|answer| evaluation(system, answer.map_err(EvaluationError::from)?))
+            })
+            .collect()
+    }
 }
 
 impl UmaPotential {
-    /// From units of the normaliser to eV, with the reference energies of the elements.
-    fn denormalise(&self, system: &System, output: crate::backend::NetworkOutput) -> EdgeGradients {
+    /// Factor and offset from units of the normaliser to eV, reference energies of the elements
+    /// included.
+    fn normalisation(&self, system: &System) -> (f64, f64) {
         let task = &self.config.tasks[&system.task];
         // Models in f32 carry the scale in f32 too; 1.423 is then 1.42299997.
         let scale = match self.options.precision {
             Precision::F32 => f64::from(task.energy.rmsd as f32),
             Precision::F64 => task.energy.rmsd,
         };
-        let references: f64 = system
-            .numbers
-            .iter()
-            .map(|&z| {
-                task.element_references
-                    .get(usize::from(z))
-                    .copied()
-                    .unwrap_or(0.0)
-            })
-            .sum();
+        let references = system.numbers.iter().map(|&z| {
+            let reference = task.element_references.get(usize::from(z));
+            reference.copied().unwrap_or(0.0)
+        });
+        (scale, task.energy.mean + references.sum::<f64>())
+    }
+
+    /// From units of the normaliser to eV.
+    fn denormalise(&self, system: &System, output: crate::backend::NetworkOutput) -> EdgeGradients {
+        let (scale, offset) = self.normalisation(system);
         EdgeGradients {
-            energy: output.energy * scale + task.energy.mean + references,
+            energy: output.energy * scale + offset,
             gradient: output
                 .gradient
                 .into_iter()
