@@ -1,10 +1,11 @@
 //! umaserve: run, watch and steer simulations with UMA on a cluster.
 //!
 //! The modules in reading order: the words of the field ([`units`], [`system`], [`neighbors`],
-//! [`dynamics`], [`structure_file`]), the network ([`so3`], [`nn`], [`backend`], [`potential`]),
+//! [`dynamics`], [`structure_file`]), the network ([`so3`], [`nn`], [`backend`], [`potential`],
+//! [`selfcheck`]),
 //! the service ([`session`], [`comm`], [`scheduler`], [`worker`], [`engine`], [`server`],
 //! [`trajectory`], [`recording`]), and what the user types ([`cli`], [`config`]) and gets
-//! ([`serve`], [`predict`]).
+//! ([`compute`], [`serve`], [`predict`]).
 
 pub mod dynamics;
 pub mod neighbors;
@@ -16,6 +17,7 @@ pub mod backend;
 pub mod nn;
 pub mod potential;
 pub mod predict;
+pub mod selfcheck;
 pub mod so3;
 
 pub mod comm;
@@ -28,5 +30,6 @@ pub mod trajectory;
 pub mod worker;
 
 pub mod cli;
+pub mod compute;
 pub mod config;
 pub mod serve;

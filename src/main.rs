@@ -9,7 +9,7 @@ use umaserve::cli::{Cli, Command, LogFormat, TrajectoryCommand};
 use umaserve::config::{self, Environment, LogConfig};
 use umaserve::potential::uma::{Checkpoint, describe::describe};
 use umaserve::predict::{PredictOptions, predict_file};
-use umaserve::{serve, trajectory};
+use umaserve::{compute, serve, trajectory};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -29,6 +29,9 @@ fn main() -> ExitCode {
         Command::Model(args) => Checkpoint::open(&args.file)
             .map(|checkpoint| print!("{}", describe(&checkpoint)))
             .map_err(|error| format!("{}: {error}", args.file.display())),
+        Command::Selfcheck(args) => config::selfcheck(args, &environment)
+            .map_err(text)
+            .and_then(|config| compute::selfcheck(&config)),
         Command::Trajectory(command) => match command {
             TrajectoryCommand::Info { file } => trajectory::cli::info(file),
             TrajectoryCommand::Export {

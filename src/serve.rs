@@ -5,13 +5,13 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
 
-use crate::cli::Device;
 use crate::comm::thread::ThreadWorkers;
 use crate::comm::{SendError, Shard, WorkerEvent, Workers};
+use crate::compute;
 use crate::config::{ModelConfig, ServeConfig};
 use crate::engine::{Engine, EngineHandle, EngineSettings, Event, NoRecording, RecordSink, events};
 use crate::potential::Potential;
-use crate::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
+use crate::potential::uma::Checkpoint;
 use crate::recording::Recording;
 use crate::server::{
     EngineSender, FromViewer, Health, HealthStatus, RunningServer, ServerSettings,
@@ -49,7 +49,7 @@ fn alone(config: &ServeConfig) -> Result<(), String> {
     let potential = potential(&config.model, &checkpoint)?;
     let front = Front::open(config, &checkpoint)?;
     let (engine, heard) = events();
-    let device = device_name(&config.model).to_owned();
+    let device = compute::name(&config.model);
     log_worker(&config.model);
     let body = thread_body(potential, config.max_edges);
     let workers = ThreadWorkers::start(vec![device], engine.waker(), body)
@@ -74,7 +74,7 @@ fn ranks(config: &ServeConfig) -> Result<(), String> {
         checkpoint: checkpoint.digest.to_string(),
         device: match rank {
             0 => "serves".into(),
-            _ => device_name(&config.model).into(),
+            _ => compute::name(&config.model),
         },
     };
     if rank == 0 {
@@ -134,15 +134,6 @@ fn build_hash(config: &ServeConfig) -> String {
     }
 }
 
-impl From<crate::cli::Precision> for Precision {
-    fn from(typed: crate::cli::Precision) -> Self {
-        match typed {
-            crate::cli::Precision::F32 => Precision::F32,
-            crate::cli::Precision::F64 => Precision::F64,
-        }
-    }
-}
-
 /// Opens the checkpoint of a configuration.
 ///
 /// # Errors
@@ -153,37 +144,25 @@ pub fn open(model: &ModelConfig) -> Result<Arc<Checkpoint>, String> {
         .map_err(|error| format!("{}: {error}", model.path.display()))
 }
 
-/// The potential of a checkpoint on the configured device.
+/// The potential of a checkpoint on the configured device, checked against the CPU.
 ///
 /// # Errors
-/// A model that cannot be evaluated there.
+/// A device that cannot be used, or a model that cannot be evaluated there.
 pub fn potential(
     model: &ModelConfig,
     checkpoint: &Arc<Checkpoint>,
 ) -> Result<Arc<dyn Potential>, String> {
-    let options = UmaOptions {
-        precision: model.precision.into(),
-        memory_bytes: model.memory_bytes,
-    };
-    match model.device {
-        Device::Cpu | Device::Auto => UmaPotential::on_cpu(checkpoint.clone(), options)
-            .map(|potential| Arc::new(potential) as Arc<dyn Potential>)
-            .map_err(|error| format!("{}: {error}", model.path.display())),
-        Device::Cuda => Err("this build has no CUDA kernels".into()),
+    if let Some(reason) = compute::fallback(model) {
+        tracing::info!("{reason}");
     }
-}
-
-fn device_name(model: &ModelConfig) -> &'static str {
-    match model.device {
-        Device::Cuda => "cuda",
-        Device::Cpu | Device::Auto => "cpu",
-    }
+    let place = compute::choose(model)?;
+    Ok(compute::open(model, checkpoint, place)?.potential)
 }
 
 fn log_worker(model: &ModelConfig) {
     tracing::info!(
-        predict_unit_device = %device_name(model),
-        precision = %Precision::from(model.precision),
+        predict_unit_device = %compute::name(model),
+        precision = %compute::precision(model),
         threads = model.threads,
         "worker ready"
     );
@@ -263,7 +242,7 @@ impl Front {
         let health = Arc::new(Health::new(HealthStatus {
             model: self.model.clone(),
             task: self.session.default_task.clone(),
-            cuda: config.model.device == Device::Cuda,
+            cuda: compute::on_cuda(&config.model),
             force_cpu: config.model.force_cpu,
             model_loaded: true,
             workers: count,
@@ -336,8 +315,8 @@ fn provenance(config: &ServeConfig, checkpoint: &Checkpoint) -> Provenance {
         version: env!("CARGO_PKG_VERSION").into(),
         checkpoint: checkpoint.config.name.clone(),
         checkpoint_digest: checkpoint.digest.to_string(),
-        precision: Precision::from(config.model.precision).to_string(),
-        device: device_name(&config.model).into(),
+        precision: compute::precision(&config.model).to_string(),
+        device: compute::name(&config.model),
         ..Provenance::default()
     }
 }
@@ -354,7 +333,7 @@ fn print_start(
         Some(directory) => directory.display().to_string(),
         None => "off (--record DIR)".into(),
     };
-    let device = device_name(&config.model);
+    let device = compute::name(&config.model);
     println!(
         "umaserve {version} serves {model} ({file}, task {task}) on {workers} {device} worker{s}\n\
          \x20 viewers     ws://{address}/ws    status  http://{address}/serve/health\n\

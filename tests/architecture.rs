@@ -17,10 +17,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dynamics", &["units", "system"]),
     ("so3", &[]),
     ("nn", &["so3"]),
-    ("backend", &["neighbors", "so3", "nn"]),
+    ("backend", &["system", "neighbors", "so3", "nn"]),
     (
         "potential",
         &["units", "system", "neighbors", "so3", "nn", "backend"],
+    ),
+    (
+        "selfcheck",
+        &["system", "neighbors", "so3", "nn", "backend", "potential"],
     ),
     (
         "predict",
@@ -79,7 +83,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli", &[]),
-    ("config", &["units", "system", "dynamics", "session", "cli"]),
+    (
+        "config",
+        &["units", "system", "dynamics", "backend", "session", "cli"],
+    ),
+    (
+        "compute",
+        &["nn", "backend", "potential", "selfcheck", "cli", "config"],
+    ),
     // Puts everything together; only main.rs stands above it.
     (
         "serve",
@@ -98,6 +109,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "recording",
             "cli",
             "config",
+            "compute",
         ],
     ),
 ];

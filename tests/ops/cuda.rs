@@ -1,6 +1,6 @@
 //! The CUDA kernels, compiled for the host, against the CPU backend in f64.
 
-use super::{Case, RandomWeights, run};
+use umaserve::selfcheck::programs::{Case, RandomWeights, run};
 use std::sync::Arc;
 use umaserve::backend::NetworkOutput;
 use umaserve::backend::cuda::device::Device;
@@ -44,7 +44,7 @@ pub fn compare(
     cases: &[Case],
     expected: &[NetworkOutput],
 ) {
-    let device: Arc<dyn Device> = Arc::new(HostDevice::new().unwrap());
+    let device: Arc<dyn Device> = Arc::new(HostDevice::default());
     for precision in [Precision::F32, Precision::Tf32, Precision::F16] {
         let options = Options {
             graphs: false,
@@ -97,7 +97,7 @@ pub fn compare(
 /// Keeping nothing and replaying a graph change no bits either; a batch that is too large is
 /// refused with the numbers.
 pub fn compare_modes(program: &Arc<Program>, weights: &Arc<RandomWeights>, cases: &[Case]) {
-    let device: Arc<dyn Device> = Arc::new(HostDevice::new().unwrap());
+    let device: Arc<dyn Device> = Arc::new(HostDevice::default());
     for precision in [Precision::F32, Precision::F16] {
         let options = Options::new(precision, 8 << 30);
         let cuda = backend(program, weights, &device, options).unwrap();

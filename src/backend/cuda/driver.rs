@@ -85,6 +85,13 @@ pub fn devices() -> Result<Vec<DeviceInfo>, CudaError> {
     (0..count()?).map(|ordinal| describe(ordinal as usize).map(|(info, _)| info)).collect()
 }
 
+/// As nvidia-smi writes it.
+fn uuid_text(uuid: sys::CUuuid) -> String {
+    let hex: String = uuid.bytes.iter().map(|&b| format!("{:02x}", b as u8)).collect();
+    let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+    format!("GPU-{}", parts.join("-"))
+}
+
 fn describe(ordinal: usize) -> Result<(DeviceInfo, sys::CUdevice), CudaError> {
     use sys::CUdevice_attribute as Attribute;
     let failed = |call: &'static str| move |error| explain(call, error);
@@ -96,6 +103,7 @@ fn describe(ordinal: usize) -> Result<(DeviceInfo, sys::CUdevice), CudaError> {
     };
     let info = DeviceInfo {
         name: result::device::get_name(device).map_err(failed("cuDeviceGetName"))?,
+        uuid: result::device::get_uuid(device).map_or_else(|_| String::new(), uuid_text),
         ordinal,
         capability: (
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
