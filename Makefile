@@ -14,7 +14,7 @@ ARGS ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve build test bench check docs setup readers
+.PHONY: help serve build test bench check kernels docs setup nvcc readers
 
 # Built without optimisation: that takes one or two minutes, once.
 CARGO_DENY = 0.20.2
@@ -44,19 +44,25 @@ help: ## This list
 serve: build ## Install what is missing, build, and serve (RANKS processes under mpirun)
 	$(if $(filter 1,$(RANKS)),exec,exec mpirun -n $(RANKS)) $(SERVE)
 
-build: setup ## The release binary, target/release/umaserve
+# Kernels where they are of use: a machine with a GPU, or with a CUDA compiler.
+build: setup $(if $(shell command -v nvidia-smi),nvcc) ## The release binary, target/release/umaserve
 	cargo build --release --locked
 
-test: setup readers ## All tests, with the Python readers and under mpirun
+test: setup nvcc readers ## All tests, with the CUDA kernels on the host, the Python readers, mpirun
 	cargo test --locked --no-default-features --lib --test architecture
-	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" cargo test --locked
+	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" \
+		cargo test --locked --features host-kernels
 
 bench: setup ## All benches; each prints a table
 	cargo bench --locked
 
-check: setup ## Formatting, clippy, docs, licenses: what CI asks besides the tests
+kernels: setup nvcc ## Compile the CUDA kernels; registers, shared memory and spills of each
+	cargo check --locked --lib
+	@cat "$${CARGO_TARGET_DIR:-target}/kernels/table.txt"
+
+check: setup nvcc ## Formatting, clippy, docs, licenses: what CI asks besides the tests
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features host-kernels -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 	command -v cargo-deny >/dev/null || \
@@ -68,6 +74,9 @@ docs: setup ## The documentation of the code, in target/doc/umaserve/index.html
 
 setup:
 	@tools/setup.sh
+
+nvcc: setup
+	@tools/nvcc.sh >/dev/null
 
 readers: setup
 	@[ -n "$${UMASERVE_PYTHON:-}" ] || tools/readers.sh >/dev/null

@@ -39,7 +39,7 @@ struct Arguments {
     /// Number types, each a table.
     #[arg(long, value_delimiter = ',', default_value = "tf32,f16,f32")]
     precision: Vec<String>,
-    /// si-1000, cu-1000, si-150, molecules-25, ethanol, molecules-64, largest.
+    /// si-1000, cu-1000, cu-864, si-150, molecules-25, ethanol, molecules-64, largest.
     #[arg(
         long,
         value_delimiter = ',',
@@ -188,6 +188,7 @@ fn case(name: &str) -> Vec<System> {
     match name {
         "si-1000" => vec![silicon([10, 10, 5])],
         "cu-1000" => vec![copper([10, 10, 10])],
+        "cu-864" => vec![copper([12, 9, 8])],
         "si-150" => vec![silicon([5, 5, 3])],
         "molecules-25" => molecules_25(),
         "molecules-64" => (0..64).map(|i| chain(10 + i % 13, i % 3)).collect(),

@@ -155,8 +155,11 @@ pub struct SelfcheckArgs {
     #[command(flatten)]
     pub model: ModelOptions,
     /// Also every (lmax, mmax) that there are kernels for
-    #[arg(long)]
+    #[arg(long, conflicts_with = "quick")]
     pub all: bool,
+    /// One small network with every operation, as at the start of a worker
+    #[arg(long)]
+    pub quick: bool,
     /// Run the CUDA kernels on the host
     #[cfg(feature = "host-kernels")]
     #[arg(long, hide = true)]

@@ -254,6 +254,8 @@ pub struct SelfcheckConfig {
     pub model: ModelConfig,
     /// Whether to try every (lmax, mmax) that there are kernels for.
     pub all: bool,
+    /// Whether one small network is enough.
+    pub quick: bool,
     /// Whether to run the CUDA kernels on the host.
     pub emulated: bool,
 }
@@ -285,6 +287,7 @@ pub fn selfcheck(
     Ok(SelfcheckConfig {
         model,
         all: args.all,
+        quick: args.quick,
         emulated,
     })
 }

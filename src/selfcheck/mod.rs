@@ -33,12 +33,9 @@ pub const USUAL: [Sizes; 3] = [
 pub const FULL: Sizes = sizes(2, 2, 128, 128, 128);
 
 /// All other layouts with kernels.
-pub const OTHERS: [Sizes; 6] = [
+pub const OTHERS: [Sizes; 3] = [
     sizes(1, 1, 5, 16, 4),
-    sizes(2, 1, 8, 4, 8),
     sizes(3, 2, 6, 8, 12),
-    sizes(3, 3, 5, 3, 7),
-    sizes(4, 4, 4, 6, 8),
     sizes(6, 2, 8, 4, 8),
 ];
 
