@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 8
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve build page test test-page bench fuzz check docs setup setup-tests readers
+.PHONY: help serve build page test test-page bench fuzz check kernels docs setup setup-tests nvcc readers
 
 # Built without optimisation: that takes one or two minutes, once.
 CARGO_DENY = 0.20.2
@@ -46,18 +46,20 @@ help: ## This list
 serve: build ## Install what is missing, build, and serve (RANKS processes under mpirun)
 	$(if $(filter 1,$(RANKS)),exec,exec mpirun -n $(RANKS)) $(SERVE)
 
-build: setup page ## The release binary with the page in it, target/release/umaserve
+# Kernels where they are of use: a machine with a GPU, or with a CUDA compiler.
+build: setup page $(if $(shell command -v nvidia-smi),nvcc) ## The release binary with the page in it, target/release/umaserve
 	cargo build --release --locked
 
-test: setup-tests readers page ## All tests, with the Python readers, under mpirun, and the page in a browser
+test: setup-tests nvcc readers page ## All tests, with the CUDA kernels on the host, the Python readers, mpirun, a browser
 	cargo test --locked --no-default-features --lib --test architecture
-	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" cargo test --locked
+	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" \
+		cargo test --locked --features host-kernels
 	$(MAKE) --no-print-directory test-page
 
 test-page: setup readers page ## Tests of the page: its parts, then a visit with a browser against a real server
 	@tools/setup.sh browser
 	@command -v npm >/dev/null || { echo 'test-page: skipped, there is no npm'; exit 0; }; \
-	cargo build --locked --bin umaserve; \
+	cargo build --locked --features host-kernels --bin umaserve; \
 	cd viewer && npm run --silent test && UMASERVE="$$PWD/../target/debug/umaserve" \
 		UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(../tools/readers.sh)}" npm run --silent e2e
 
@@ -67,9 +69,13 @@ fuzz: setup ## Feed damaged input to everything that reads, FUZZ_SECONDS each
 bench: setup ## All benches; each prints a table
 	cargo bench --locked
 
-check: setup ## Formatting, clippy, docs, licenses: what CI asks besides the tests
+kernels: setup nvcc ## Compile the CUDA kernels; registers, shared memory and spills of each
+	cargo check --locked --lib
+	@cat "$${CARGO_TARGET_DIR:-target}/kernels/table.txt"
+
+check: setup nvcc ## Formatting, clippy, docs, licenses: what CI asks besides the tests
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features host-kernels -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 	command -v cargo-deny >/dev/null || \
@@ -84,6 +90,8 @@ setup:
 
 setup-tests:
 	@tools/setup.sh tests
+nvcc: setup
+	@tools/nvcc.sh >/dev/null
 
 readers: setup
 	@[ -n "$${UMASERVE_PYTHON:-}" ] || tools/readers.sh >/dev/null

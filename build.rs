@@ -6,6 +6,9 @@
 #[path = "build/host.rs"]
 mod host;
 
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/session.proto");
     // The page (`make page`) is embedded if it has been built. Without it the directory of its sources
@@ -20,6 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(["proto/session.proto"], ["proto"])?;
     prost_build::Config::new().compile_fds(descriptors)?;
     println!("cargo:rerun-if-changed=cuda");
+    nvcc::compile()?;
     #[cfg(feature = "host-kernels")]
     host::compile()?;
     Ok(())

@@ -24,6 +24,8 @@ pub fn compile() -> Result<(), Box<dyn Error>> {
         .flag("-Wno-unknown-pragmas")
         .flag("-fno-strict-aliasing")
         .file("cuda/host/shim.cc")
+        // Only tests launch these.
+        .file("cuda/host/check.cu")
         .file(&layouts);
     for file in files(Path::new("cuda"), "cu")? {
         build.file(file);

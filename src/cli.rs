@@ -28,6 +28,8 @@ pub enum Command {
     Predict(PredictArgs),
     /// Say what a checkpoint is: name, sizes, tasks, elements, memory
     Model(ModelArgs),
+    /// Compare every operation and a whole model on a device with double precision on the CPU
+    Selfcheck(SelfcheckArgs),
     /// Look at, convert and mend recorded trajectories
     #[command(subcommand)]
     Trajectory(TrajectoryCommand),
@@ -46,12 +48,15 @@ pub enum Device {
 }
 
 /// Number type of the network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
     /// Single precision
-    #[default]
     F32,
-    /// Double precision
+    /// On a GPU: products of tf32 numbers, sums and everything else in single precision
+    Tf32,
+    /// On a GPU: products and values of edges in half precision, everything else in single precision
+    F16,
+    /// Double precision, on the CPU
     F64,
 }
 
@@ -66,7 +71,7 @@ pub enum LogFormat {
 }
 
 /// The checkpoint and where it is evaluated.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct ModelOptions {
     /// UMA checkpoint (.pt)
     #[arg(long, value_name = "FILE")]
@@ -74,15 +79,15 @@ pub struct ModelOptions {
     /// Where the network is evaluated
     #[arg(long, value_enum, default_value_t)]
     pub device: Device,
-    /// Number type of the network
-    #[arg(long, value_enum, default_value_t)]
-    pub precision: Precision,
+    /// Number type of the network [default: f32 on a CPU, tf32 on a GPU]
+    #[arg(long, value_enum)]
+    pub precision: Option<Precision>,
     /// UMA task of structures that name none [default: omol, or the only task of the checkpoint]
     #[arg(long, value_name = "TASK")]
     pub task: Option<String>,
-    /// Most working memory for one evaluation, MiB
-    #[arg(long, value_name = "MIB", default_value_t = 8192)]
-    pub memory_mib: usize,
+    /// Most working memory for one evaluation, MiB [default: 8192; on a GPU 70 % of what is free]
+    #[arg(long, value_name = "MIB")]
+    pub memory_mib: Option<usize>,
     /// CPUs of this process, and threads to compute with [default: SLURM_CPUS_PER_TASK, else
     /// those that it may use (affinity, cgroup), shared by the ranks of a host]
     #[arg(long, value_name = "N", alias = "threads")]
@@ -175,6 +180,24 @@ pub struct PredictArgs {
     /// The checkpoint and where it is evaluated.
     #[command(flatten)]
     pub model: ModelOptions,
+}
+
+/// `umaserve selfcheck`.
+#[derive(Debug, Args)]
+pub struct SelfcheckArgs {
+    /// The checkpoint and where it is evaluated.
+    #[command(flatten)]
+    pub model: ModelOptions,
+    /// Also every (lmax, mmax) that there are kernels for
+    #[arg(long, conflicts_with = "quick")]
+    pub all: bool,
+    /// One small network with every operation, as at the start of a worker
+    #[arg(long)]
+    pub quick: bool,
+    /// Run the CUDA kernels on the host
+    #[cfg(feature = "host-kernels")]
+    #[arg(long, hide = true)]
+    pub emulated: bool,
 }
 
 /// `umaserve model`.

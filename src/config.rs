@@ -10,7 +10,10 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cli::{Device, LogFormat, ModelOptions, Precision, PredictArgs, ServeArgs};
+use crate::backend::cuda::images;
+use crate::cli::{
+    Device, LogFormat, ModelOptions, Precision, PredictArgs, SelfcheckArgs, ServeArgs,
+};
 use crate::server::Token;
 use crate::worker::fault::Fault;
 
@@ -21,8 +24,7 @@ pub use door::{Address, DoorConfig, TokenSource, interface_addresses, read_token
 pub const SHIPPED_MODEL: &str = "models/nano-1p2.pt";
 
 /// Whether this build can evaluate on CUDA devices, and if not, why.
-pub const CUDA: Result<(), &str> =
-    Err("this build of umaserve has no CUDA kernels; use --device cpu or auto");
+pub const CUDA: Result<(), &str> = images::available();
 
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +71,8 @@ pub struct Environment {
     pub fault: Option<String>,
     /// `UMASERVE_RANKS`: ranks that were started together; set by `slurm/serve.sh`.
     pub expected_ranks: Option<usize>,
+    /// Place of this rank among those of the host that compute.
+    pub local_index: usize,
     /// Place of the running program, to find what is shipped beside it.
     pub program: Option<PathBuf>,
     /// `SLURM_CPUS_PER_TASK`: CPUs that Slurm has given to this rank.
@@ -122,6 +126,7 @@ impl Environment {
             launched_by_mpi: launched.into_iter().any(|name| text(name).is_some()),
             ranks_on_host: local.into_iter().find_map(number).or_else(local_of_step),
             expected_ranks: number("UMASERVE_RANKS"),
+            local_index: local_index(|name| text(name)?.trim().parse().ok()),
             fault: text("UMASERVE_INJECT_FAULT"),
             program: None,
             cpus_per_task: text("SLURM_CPUS_PER_TASK").and_then(|n| n.trim().parse().ok()),
@@ -179,16 +184,19 @@ fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
 pub struct ModelConfig {
     /// The checkpoint; exists.
     pub path: PathBuf,
-    /// Where the network is evaluated: `Cpu` or `Cuda`, not `Auto`.
+    /// Where the network is evaluated. `Auto` only where this build could use a GPU.
     pub device: Device,
+    /// Place of this process among those of its host that compute, where a launcher says so: which
+    /// GPU it takes.
+    pub local_index: usize,
     /// Whether CUDA was forbidden by the environment.
     pub force_cpu: bool,
-    /// Number type of the network.
-    pub precision: Precision,
+    /// Number type of the network, if the user says.
+    pub precision: Option<Precision>,
     /// Task of structures that name none, if the user says.
     pub task: Option<String>,
-    /// Most working memory for one evaluation, bytes.
-    pub memory_bytes: usize,
+    /// Most working memory for one evaluation, bytes, if the user says.
+    pub memory_bytes: Option<usize>,
     /// Threads that compute in this process: its CPUs.
     pub threads: usize,
 }
@@ -265,8 +273,8 @@ pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig,
     let mib = |name, value, most| Ok::<_, ConfigError>(usize_in(name, value, 1..=most)? << 20);
     let model = model(&args.model, environment)?;
     let edge_budget = args.edge_budget.unwrap_or(match model.device {
-        Device::Cuda => 200_000,
-        Device::Cpu | Device::Auto => 5_000,
+        Device::Cuda | Device::Auto => 200_000,
+        Device::Cpu => 5_000,
     });
     Ok(ServeConfig {
         model,
@@ -318,6 +326,51 @@ pub fn predict(
     })
 }
 
+/// Settings of `umaserve selfcheck`, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SelfcheckConfig {
+    /// The checkpoint and where it is evaluated.
+    pub model: ModelConfig,
+    /// Whether to try every (lmax, mmax) that there are kernels for.
+    pub all: bool,
+    /// Whether one small network is enough.
+    pub quick: bool,
+    /// Whether to run the CUDA kernels on the host.
+    pub emulated: bool,
+}
+
+/// Checks the options of `umaserve selfcheck`.
+pub fn selfcheck(
+    args: &SelfcheckArgs,
+    environment: &Environment,
+) -> Result<SelfcheckConfig, ConfigError> {
+    #[cfg(feature = "host-kernels")]
+    let emulated = args.emulated;
+    #[cfg(not(feature = "host-kernels"))]
+    let emulated = false;
+    let precision = args.model.precision;
+    let model = if emulated {
+        // What the kernels compute in does not depend on what runs them.
+        let options = ModelOptions {
+            device: Device::Cpu,
+            precision: None,
+            ..args.model.clone()
+        };
+        ModelConfig {
+            precision,
+            ..model(&options, environment)?
+        }
+    } else {
+        model(&args.model, environment)?
+    };
+    Ok(SelfcheckConfig {
+        model,
+        all: args.all,
+        quick: args.quick,
+        emulated,
+    })
+}
+
 /// How to log.
 pub fn log(format: LogFormat, environment: &Environment) -> LogConfig {
     LogConfig {
@@ -333,26 +386,62 @@ fn model(options: &ModelOptions, environment: &Environment) -> Result<ModelConfi
     };
     Ok(ModelConfig {
         path: model_path(options.model.as_deref(), environment)?,
-        device: device(options.device, environment.force_cpu)?,
+        device: device(options.device, environment.force_cpu, options.precision)?,
+        local_index: environment.local_index,
         force_cpu: environment.force_cpu,
         precision: options.precision,
         task: options.task.clone().or_else(|| environment.task.clone()),
-        memory_bytes: usize_in("--memory-mib", options.memory_mib, 16..=1 << 30)? << 20,
+        memory_bytes: match options.memory_mib {
+            Some(mib) => Some(usize_in("--memory-mib", mib, 16..=1 << 30)? << 20),
+            None => None,
+        },
         threads,
     })
 }
 
-fn device(wanted: Device, force_cpu: bool) -> Result<Device, ConfigError> {
+fn device(
+    wanted: Device,
+    force_cpu: bool,
+    precision: Option<Precision>,
+) -> Result<Device, ConfigError> {
+    let invalid = |reason: String| Err(ConfigError::Invalid(reason));
+    let only_gpu = matches!(precision, Some(Precision::Tf32 | Precision::F16));
     match wanted {
-        Device::Cuda if force_cpu => Err(ConfigError::Invalid(
-            "--device cuda contradicts MLIPVIEW_FORCE_CPU in the environment".into(),
-        )),
+        Device::Cuda if force_cpu => {
+            invalid("--device cuda contradicts MLIPVIEW_FORCE_CPU in the environment".into())
+        }
+        Device::Cuda if precision == Some(Precision::F64) => {
+            invalid("--precision f64 is computed on the CPU only; use --device cpu".into())
+        }
         Device::Cuda => match CUDA {
             Ok(()) => Ok(Device::Cuda),
-            Err(reason) => Err(ConfigError::Invalid(format!("--device cuda: {reason}"))),
+            Err(reason) => invalid(format!("--device cuda: {reason}")),
         },
-        Device::Auto if !force_cpu && CUDA.is_ok() => Ok(Device::Cuda),
+        Device::Auto if !force_cpu && CUDA.is_ok() && precision != Some(Precision::F64) => {
+            Ok(Device::Auto)
+        }
+        Device::Auto | Device::Cpu if only_gpu => {
+            invalid("--precision tf32 and f16 need a GPU; the CPU computes in f32 or f64".into())
+        }
         Device::Auto | Device::Cpu => Ok(Device::Cpu),
+    }
+}
+
+/// Place among the processes of this host that compute. The first process of a job only serves: a
+/// process whose number in the job is also its number on the host shares that host.
+fn local_index(variable: impl Fn(&'static str) -> Option<usize>) -> usize {
+    let pairs = [
+        ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_RANK"),
+        ("MPI_LOCALRANKID", "PMI_RANK"),
+        ("SLURM_LOCALID", "SLURM_PROCID"),
+    ];
+    let found = pairs
+        .into_iter()
+        .find_map(|(local, global)| Some((variable(local)?, variable(global)?)));
+    match found {
+        Some((local, global)) if local == global => local.saturating_sub(1),
+        Some((local, _)) => local,
+        None => 0,
     }
 }
 
@@ -492,14 +581,32 @@ pub(super) mod tests {
         assert_eq!(config.max_unacked, 10);
         assert_eq!(config.max_message_bytes, 16 << 20);
         assert_eq!(config.frame_interval, Duration::from_millis(15));
-        assert_eq!(config.model.device, Device::Cpu);
+        assert_ne!(config.model.device, Device::Cuda);
         assert!(!config.ack_cleared && !config.launched_by_mpi);
     }
 
     #[test]
     fn cuda_is_refused_with_the_reason_and_auto_is_content_without() {
-        let error = serve_with(&["--device", "cuda"], &[]).unwrap_err();
-        assert!(error.contains("no CUDA kernels"), "{error}");
+        match CUDA {
+            Ok(()) => {
+                let config = serve_with(&["--device", "cuda"], &[]).unwrap();
+                assert_eq!(config.model.device, Device::Cuda);
+                assert_eq!(serve_with(&[], &[]).unwrap().model.device, Device::Auto);
+            }
+            Err(_) => {
+                let error = serve_with(&["--device", "cuda"], &[]).unwrap_err();
+                assert!(error.contains("no CUDA kernels"), "{error}");
+            }
+        }
+        let error = serve_with(&["--device", "cuda", "--precision", "f64"], &[]).unwrap_err();
+        assert!(error.contains("--device cpu"), "{error}");
+        for precision in ["tf32", "f16"] {
+            let error = serve_with(&["--device", "cpu", "--precision", precision], &[]);
+            let error = error.unwrap_err();
+            assert!(error.contains("f32 or f64"), "{error}");
+        }
+        let config = serve_with(&["--precision", "f64"], &[]).unwrap();
+        assert_eq!(config.model.device, Device::Cpu);
         let forced = [("MLIPVIEW_FORCE_CPU", "yes")];
         let error = serve_with(&["--device", "cuda"], &forced).unwrap_err();
         assert!(error.contains("MLIPVIEW_FORCE_CPU"), "{error}");
@@ -597,6 +704,22 @@ pub(super) mod tests {
         let ranks = ["0", "1", "2", "3"].map(|node| here(node).ranks_on_host);
         assert_eq!(ranks, [Some(3), Some(2), Some(2), None]);
         assert_eq!(here("0").expected_ranks, Some(7));
+    }
+
+    #[test]
+    fn ranks_of_one_host_take_devices_in_order() {
+        let index = |local: &str, global: &str| {
+            let names = ["OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_RANK"];
+            let pairs = [(names[0], local), (names[1], global)];
+            serve_with(&[], &pairs).unwrap().model.local_index
+        };
+        // Four ranks a host; rank 0 only serves.
+        assert_eq!(
+            [index("1", "1"), index("2", "2"), index("3", "3")],
+            [0, 1, 2]
+        );
+        assert_eq!([index("0", "4"), index("3", "7")], [0, 3]);
+        assert_eq!(serve_with(&[], &[]).unwrap().model.local_index, 0);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! umaserve: run, watch and steer simulations with UMA on a cluster.
 //!
 //! The modules in reading order: the words of the field ([`units`], [`system`], [`neighbors`],
-//! [`dynamics`], [`structure_file`]), the network ([`so3`], [`nn`], [`backend`], [`potential`]),
-//! the service ([`session`], [`comm`], [`placement`], [`scheduler`], [`worker`], [`engine`],
-//! [`server`], [`trajectory`], [`recording`], [`metrics`], [`connection`]), and what the user types ([`cli`], [`config`]) and gets
-//! ([`serve`], [`predict`]).
+//! [`dynamics`], [`structure_file`]), the network ([`so3`], [`nn`], [`backend`], [`potential`],
+//! [`selfcheck`]), the service ([`session`], [`comm`], [`placement`], [`scheduler`], [`worker`],
+//! [`engine`], [`server`], [`trajectory`], [`recording`], [`metrics`], [`connection`]), and what the
+//! user types ([`cli`], [`config`]) and gets ([`compute`], [`serve`], [`predict`]).
 
 pub mod dynamics;
 pub mod neighbors;
@@ -16,6 +16,7 @@ pub mod backend;
 pub mod nn;
 pub mod potential;
 pub mod predict;
+pub mod selfcheck;
 pub mod so3;
 
 pub mod comm;
@@ -32,6 +33,7 @@ pub mod trajectory;
 pub mod worker;
 
 pub mod cli;
+pub mod compute;
 pub mod config;
 pub mod connect;
 pub mod serve;

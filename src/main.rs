@@ -8,7 +8,7 @@ use umaserve::cli::{Command, LogFormat, TrajectoryCommand};
 use umaserve::config::{self, Environment, LogConfig, Typed};
 use umaserve::potential::uma::{Checkpoint, describe::describe};
 use umaserve::predict::{PredictOptions, predict_file};
-use umaserve::{connect, serve, supervise, trajectory};
+use umaserve::{compute, connect, serve, supervise, trajectory};
 
 fn main() -> ExitCode {
     let cli = match config::command_line(std::env::args_os()) {
@@ -41,6 +41,10 @@ fn main() -> ExitCode {
             .map(|checkpoint| print!("{}", describe(&checkpoint)))
             .map(|()| 0)
             .map_err(|error| format!("{}: {error}", args.file.display())),
+        Command::Selfcheck(args) => config::selfcheck(args, &environment)
+            .map_err(text)
+            .and_then(|config| compute::selfcheck(&config))
+            .map(|()| 0),
         Command::Trajectory(command) => match command {
             TrajectoryCommand::Info { file } => trajectory::cli::info(file),
             TrajectoryCommand::Export {

@@ -12,6 +12,7 @@ use std::time::Instant;
 use crate::cli::Device;
 use crate::comm::thread::ThreadWorkers;
 use crate::comm::{Outcome, SendError, SessionId, Shard, WorkerEvent, Workers};
+use crate::compute;
 use crate::config::{ModelConfig, ServeConfig, host_name};
 use crate::connection::Heartbeat;
 use crate::engine::{
@@ -21,11 +22,11 @@ use crate::engine::{
 use crate::metrics::Metrics;
 use crate::placement::{self, Place, Seat, Wanted};
 use crate::potential::Potential;
-use crate::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
+use crate::potential::uma::Checkpoint;
 use crate::recording::Recording;
+use crate::resume::{ComputedBy, StateDirectory};
 #[cfg(feature = "hdf5")]
 use crate::server::RecordingInfo;
-use crate::resume::{ComputedBy, StateDirectory};
 use crate::server::{
     EngineSender, FromViewer, Health, HealthStatus, Phase, RankStatus, Recordings, RunningServer,
     ServerSettings, StopReason,
@@ -126,7 +127,7 @@ fn alone(config: &ServeConfig) -> Result<Exit, String> {
 
 /// The devices that this process may use, by UUID.
 fn visible_devices() -> Vec<String> {
-    Vec::new() // this build has no CUDA kernels
+    compute::visible()
 }
 
 /// The place of `rank` among all ranks.
@@ -286,15 +287,6 @@ fn build_hash(config: &ServeConfig) -> String {
     }
 }
 
-impl From<crate::cli::Precision> for Precision {
-    fn from(typed: crate::cli::Precision) -> Self {
-        match typed {
-            crate::cli::Precision::F32 => Precision::F32,
-            crate::cli::Precision::F64 => Precision::F64,
-        }
-    }
-}
-
 /// Opens the checkpoint of a configuration.
 ///
 /// # Errors
@@ -305,37 +297,25 @@ pub fn open(model: &ModelConfig) -> Result<Arc<Checkpoint>, String> {
         .map_err(|error| format!("{}: {error}", model.path.display()))
 }
 
-/// The potential of a checkpoint on the configured device.
+/// The potential of a checkpoint on the configured device, checked against the CPU.
 ///
 /// # Errors
-/// A model that cannot be evaluated there.
+/// A device that cannot be used, or a model that cannot be evaluated there.
 pub fn potential(
     model: &ModelConfig,
     checkpoint: &Arc<Checkpoint>,
 ) -> Result<Arc<dyn Potential>, String> {
-    let options = UmaOptions {
-        precision: model.precision.into(),
-        memory_bytes: model.memory_bytes,
-    };
-    match model.device {
-        Device::Cpu | Device::Auto => UmaPotential::on_cpu(checkpoint.clone(), options)
-            .map(|potential| Arc::new(potential) as Arc<dyn Potential>)
-            .map_err(|error| format!("{}: {error}", model.path.display())),
-        Device::Cuda => Err("this build has no CUDA kernels".into()),
+    if let Some(reason) = compute::fallback(model) {
+        tracing::info!("{reason}");
     }
-}
-
-fn device_name(model: &ModelConfig) -> &'static str {
-    match model.device {
-        Device::Cuda => "cuda",
-        Device::Cpu | Device::Auto => "cpu",
-    }
+    let place = compute::choose(model)?;
+    Ok(compute::open(model, checkpoint, place)?.potential)
 }
 
 fn log_worker(model: &ModelConfig) {
     tracing::info!(
-        predict_unit_device = %device_name(model),
-        precision = %Precision::from(model.precision),
+        predict_unit_device = %compute::name(model),
+        precision = %compute::precision(model),
         threads = model.threads,
         "worker ready"
     );
@@ -456,7 +436,7 @@ impl Front {
         let status = HealthStatus {
             model: model.clone(),
             task,
-            cuda: config.model.device == Device::Cuda,
+            cuda: compute::on_cuda(&config.model),
             force_cpu: config.model.force_cpu,
             job_id: config.door.job_id.clone(),
             restarts: config.door.restarts,
@@ -691,8 +671,8 @@ fn mend(directory: &Path, files: &[(SessionId, PathBuf)]) {
 fn computed_by(config: &ServeConfig, checkpoint: &Checkpoint) -> ComputedBy {
     ComputedBy {
         checkpoint: checkpoint.digest.to_string(),
-        precision: Precision::from(config.model.precision).to_string(),
-        device: device_name(&config.model).into(),
+        precision: compute::precision(&config.model).to_string(),
+        device: compute::name(&config.model),
     }
 }
 
@@ -701,8 +681,8 @@ fn provenance(config: &ServeConfig, checkpoint: &Checkpoint) -> Provenance {
         version: env!("CARGO_PKG_VERSION").into(),
         checkpoint: checkpoint.config.name.clone(),
         checkpoint_digest: checkpoint.digest.to_string(),
-        precision: Precision::from(config.model.precision).to_string(),
-        device: device_name(&config.model).into(),
+        precision: compute::precision(&config.model).to_string(),
+        device: compute::name(&config.model),
         ..Provenance::default()
     }
 }
@@ -755,7 +735,7 @@ fn print_start(
         Some(directory) => directory.display().to_string(),
         None => "off (--record DIR)".into(),
     };
-    let device = device_name(&config.model);
+    let device = compute::name(&config.model);
     let text = format!(
         "umaserve {version} serves {model} ({file}, task {task}) on {workers} {device} worker{s}\n\
          \x20 open        {page}\n\

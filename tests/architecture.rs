@@ -17,10 +17,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dynamics", &["units", "system"]),
     ("so3", &[]),
     ("nn", &["so3"]),
-    ("backend", &["neighbors", "so3", "nn"]),
+    ("backend", &["system", "neighbors", "so3", "nn"]),
     (
         "potential",
         &["units", "system", "neighbors", "so3", "nn", "backend"],
+    ),
+    (
+        "selfcheck",
+        &["system", "neighbors", "so3", "nn", "backend", "potential"],
     ),
     (
         "predict",
@@ -89,11 +93,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "config",
         &[
-            "units", "system", "dynamics", "session", "worker", "cli", "server",
+            "units", "system", "dynamics", "backend", "session", "worker", "cli", "server",
         ],
     ),
     ("connect", &["connection", "server", "cli", "config"]),
     ("supervise", &["cli"]),
+    (
+        "compute",
+        &["nn", "backend", "potential", "selfcheck", "cli", "config"],
+    ),
     // Puts everything together; only main.rs stands above it.
     (
         "serve",
@@ -116,6 +124,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "metrics",
             "placement",
             "connection",
+            "compute",
         ],
     ),
 ];
@@ -152,7 +161,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("cudarc", &["backend/cuda/"]),
     ("hdf5::", &["trajectory/"]),
     ("prost", &["server/convert.rs"]),
-    ("OUT_DIR", &["server/convert.rs"]),
+    ("OUT_DIR", &["server/convert.rs", "backend/cuda/images.rs"]),
     ("proto::", &["server/convert.rs"]),
     ("axum", &["server/", "main.rs"]),
     ("async ", &["server/", "main.rs"]),

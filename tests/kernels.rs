@@ -174,3 +174,128 @@ fn a_graph_repeats_what_was_captured() {
     device.release_graph(graph);
     assert!(device.launch_graph(graph).is_err());
 }
+
+const ORDERS: [ThreadOrder; 4] = [
+    ThreadOrder::Ascending,
+    ThreadOrder::Descending,
+    ThreadOrder::Shuffled(3),
+    ThreadOrder::Shuffled(4),
+];
+
+/// Words of `destination` after a launch; they are 0 before.
+fn words(
+    order: ThreadOrder,
+    kernel: &'static str,
+    count: usize,
+    size: LaunchSize,
+) -> Result<Vec<u32>, CudaError> {
+    let device = HostDevice::new(order);
+    let device: &dyn Device = &device;
+    let destination = device.alloc(4 * count)?;
+    device.fill_bytes(destination, 0, 4 * count)?;
+    let params = FillParams {
+        destination,
+        count: count as u64,
+        value: 0,
+        pad: 0,
+    };
+    device.launch(Kernel(kernel), size, &params)?;
+    device.download(destination, count)
+}
+
+#[test]
+fn barriers_and_collectives_answer_as_on_a_device_in_any_order_of_threads() {
+    for order in ORDERS {
+        let sums = words(order, "check_block_sum", 100, LaunchSize::new(100, 256)).unwrap();
+        assert_eq!(sums, vec![256 * 257 / 2; 100], "{order:?}");
+        let found = words(order, "check_collectives", 96, LaunchSize::new(1, 96)).unwrap();
+        for (thread, found) in found.into_iter().enumerate() {
+            let lane = thread as u32 % 32;
+            let below = if lane % 8 == 0 { lane } else { lane - 1 };
+            let half = lane ^ if lane < 16 { 8 } else { 4 };
+            let count = 9; // three lanes of three warps
+            let expected = (lane ^ 1) + 100 * below + 10_000 * half + 1_000_000 * count;
+            assert_eq!(found, expected, "lane {lane}, {order:?}");
+        }
+        let found = words(order, "check_atomics", 2, LaunchSize::new(50, 64)).unwrap();
+        assert_eq!(found, [2 * 50 * 64, 50 * 64 - 1]);
+    }
+}
+
+#[test]
+fn a_missing_barrier_shows_in_other_orders_of_threads() {
+    let size = LaunchSize::new(1, 64).shared(256);
+    let run = |order| words(order, "check_missing_barrier", 64, size).unwrap();
+    let right: Vec<u32> = (0..64).map(|i| (i + 1) % 64).collect();
+    assert!(ORDERS.iter().any(|&order| run(order) != right));
+    // Descending, every neighbour but the last one's has been written.
+    assert_eq!(run(ThreadOrder::Descending)[..63], right[..63]);
+    // What nobody has written is not a number.
+    assert_eq!(run(ThreadOrder::Descending)[63], u32::MAX);
+}
+
+#[test]
+fn broken_rules_are_named_with_kernel_block_and_thread() {
+    for order in ORDERS {
+        for (kernel, size, wanted) in [
+            (
+                "check_divergence",
+                LaunchSize::new(2, 32),
+                vec!["different barriers", "check.cu:"],
+            ),
+            (
+                "check_deadlock",
+                LaunchSize::new(1, 32),
+                vec![
+                    "no thread can go on",
+                    "waits at the barrier",
+                    "waits for lanes",
+                ],
+            ),
+            (
+                "check_returned_lanes",
+                LaunchSize::new(1, 32),
+                vec!["lanes 0x20 of the mask 0xffffffff have returned"],
+            ),
+            (
+                "check_shared_overrun",
+                LaunchSize::new(1, 32).shared(128),
+                vec!["outside its 128 bytes of shared memory"],
+            ),
+            (
+                "check_assertion",
+                LaunchSize::new(1, 64),
+                vec!["not threadIdx.x < p.count", "thread ("],
+            ),
+        ] {
+            let error = words(order, kernel, 32, size).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("kernel {kernel}: block (0, 0, 0)")),
+                "{error}"
+            );
+            for part in wanted {
+                assert!(error.contains(part), "{error}");
+            }
+        }
+        // The machine works as before.
+        let sums = words(order, "check_block_sum", 1, LaunchSize::new(1, 64)).unwrap();
+        assert_eq!(sums, [64 * 65 / 2]);
+    }
+}
+
+#[test]
+fn half_precision_is_that_of_ieee() {
+    let found = words(
+        ThreadOrder::Ascending,
+        "check_half",
+        1 << 16,
+        LaunchSize::new(256, 256),
+    );
+    for (bits, found) in found.unwrap().into_iter().enumerate() {
+        let expected = half::f16::from_bits(bits as u16).to_f32();
+        match expected.is_nan() {
+            true => assert!(f32::from_bits(found).is_nan(), "{bits:#x}"),
+            false => assert_eq!(found, expected.to_bits(), "{bits:#x}"),
+        }
+    }
+}

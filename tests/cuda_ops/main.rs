@@ -284,7 +284,12 @@ impl Bench {
     /// Edge values.
     fn stored(&self, values: &[f64]) -> DevicePtr {
         match self.half {
-            true => self.put(&values.iter().map(|&x| f16::from_f64(x).to_bits()).collect::<Vec<_>>()),
+            true => self.put(
+                &values
+                    .iter()
+                    .map(|&x| f16::from_f64(x).to_bits())
+                    .collect::<Vec<_>>(),
+            ),
             false => self.floats(values),
         }
     }

@@ -1,12 +1,12 @@
 //! The CUDA kernels, compiled for the host, against the CPU backend in f64.
 
-use super::{Case, RandomWeights, run};
 use std::sync::Arc;
 use umaserve::backend::NetworkOutput;
 use umaserve::backend::cuda::device::Device;
 use umaserve::backend::cuda::host::HostDevice;
 use umaserve::backend::cuda::{CudaBackend, CudaError, Options, Precision};
 use umaserve::nn::Program;
+use umaserve::selfcheck::programs::{Case, RandomWeights, run};
 
 /// Largest difference to f64, relative to the largest number of its kind.
 fn limits(precision: Precision) -> (f64, f64) {
@@ -44,7 +44,7 @@ pub fn compare(
     cases: &[Case],
     expected: &[NetworkOutput],
 ) {
-    let device: Arc<dyn Device> = Arc::new(HostDevice::new().unwrap());
+    let device: Arc<dyn Device> = Arc::new(HostDevice::default());
     for precision in [Precision::F32, Precision::Tf32, Precision::F16] {
         let options = Options {
             graphs: false,
@@ -69,7 +69,11 @@ pub fn compare(
                 answer.energy,
                 expected.energy
             );
-            let pairs = answer.gradient.iter().flatten().zip(expected.gradient.iter().flatten());
+            let pairs = answer
+                .gradient
+                .iter()
+                .flatten()
+                .zip(expected.gradient.iter().flatten());
             for (i, (a, b)) in pairs.enumerate() {
                 assert!(
                     (a - b).abs() < gradient_limit * scale,
@@ -97,13 +101,17 @@ pub fn compare(
 /// Keeping nothing and replaying a graph change no bits either; a batch that is too large is
 /// refused with the numbers.
 pub fn compare_modes(program: &Arc<Program>, weights: &Arc<RandomWeights>, cases: &[Case]) {
-    let device: Arc<dyn Device> = Arc::new(HostDevice::new().unwrap());
+    let device: Arc<dyn Device> = Arc::new(HostDevice::default());
     for precision in [Precision::F32, Precision::F16] {
         let options = Options::new(precision, 8 << 30);
         let cuda = backend(program, weights, &device, options).unwrap();
         let answers = run(&cuda, cases);
         for _ in 0..2 {
-            assert_eq!(run(&cuda, cases), answers, "{precision}: captured and replayed");
+            assert_eq!(
+                run(&cuda, cases),
+                answers,
+                "{precision}: captured and replayed"
+            );
         }
         let (atoms, edges) = (
             cases.iter().map(|c| c.numbers.len()).sum(),
@@ -116,7 +124,11 @@ pub fn compare_modes(program: &Arc<Program>, weights: &Arc<RandomWeights>, cases
             ..options
         };
         let tight = backend(program, weights, &device, tight).unwrap();
-        assert_eq!(run(&tight, cases), answers, "{precision}: with little memory");
+        assert_eq!(
+            run(&tight, cases),
+            answers,
+            "{precision}: with little memory"
+        );
         let none = Options {
             memory_bytes: least / 4,
             ..options

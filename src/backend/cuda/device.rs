@@ -89,6 +89,8 @@ pub struct MemoryInfo {
 pub struct DeviceInfo {
     /// "NVIDIA H200".
     pub name: String,
+    /// "GPU-5a0c...", the same for every process of the host; empty where there is none.
+    pub uuid: String,
     /// Place among the devices that this process sees.
     pub ordinal: usize,
     /// Compute capability, major and minor.

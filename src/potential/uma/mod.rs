@@ -11,6 +11,8 @@ pub use config::UmaConfig;
 
 use super::{EdgeGradients, EvaluationError, Potential};
 use crate::backend::cpu::{CpuBackend, Trace};
+use crate::backend::cuda::device::Device;
+use crate::backend::cuda::{self, CudaBackend};
 use crate::backend::{
     Backend, NetworkForces, PositionedSystem, Structure, WeightData, WeightSource,
 };
@@ -28,7 +30,12 @@ pub enum Precision {
     /// IEEE single precision.
     #[default]
     F32,
-    /// IEEE double precision.
+    /// On CUDA devices: products of tf32 numbers, summed in f32; everything else f32.
+    Tf32,
+    /// On CUDA devices: products of fp16 numbers, summed in f32, values of edges kept in fp16;
+    /// everything else f32.
+    F16,
+    /// IEEE double precision, on the CPU.
     F64,
 }
 
@@ -36,6 +43,8 @@ impl std::fmt::Display for Precision {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         f.write_str(match self {
             Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::F16 => "f16",
             Precision::F64 => "f64",
         })
     }
@@ -134,12 +143,54 @@ impl UmaPotential {
         let backend: Box<dyn Backend> = match options.precision {
             Precision::F32 => Box::new(CpuBackend::<f32>::new(program, checkpoint.clone(), keep)),
             Precision::F64 => Box::new(CpuBackend::<f64>::new(program, checkpoint.clone(), keep)),
+            Precision::Tf32 | Precision::F16 => {
+                return Err(CheckpointError::Unsupported(config::Unsupported {
+                    option: "precision".into(),
+                    found: options.precision.to_string(),
+                    reason: "the CPU computes in f32 or f64".into(),
+                }));
+            }
         };
         Ok(UmaPotential {
             config: checkpoint.config.clone(),
             conditioner: Conditioner::new(&checkpoint),
             backend,
             options,
+        })
+    }
+
+    /// Prepares the network of a checkpoint for a CUDA device, in f32, tf32 or f16. Batches take
+    /// `options.memory_bytes` at most, and at most what the device has free for them.
+    ///
+    /// # Errors
+    /// A checkpoint that is not evaluated at all, one that the kernels do not cover, and errors of the
+    /// device; in words.
+    pub fn on_cuda(
+        checkpoint: Arc<Checkpoint>,
+        options: UmaOptions,
+        device: Arc<dyn Device>,
+    ) -> Result<UmaPotential, String> {
+        check_config(&checkpoint.config).map_err(|error| error.to_string())?;
+        let precision = match options.precision {
+            Precision::F32 => cuda::Precision::F32,
+            Precision::Tf32 => cuda::Precision::Tf32,
+            Precision::F16 => cuda::Precision::F16,
+            Precision::F64 => return Err("f64 is computed on the CPU only".into()),
+        };
+        let program = Arc::new(network::program(&checkpoint.config));
+        let free = device.memory().map_err(|error| error.to_string())?.free;
+        let mut cuda_options = cuda::Options::new(precision, free);
+        cuda_options.memory_bytes = cuda_options.memory_bytes.min(options.memory_bytes);
+        let backend = CudaBackend::new(program, checkpoint.clone(), device, cuda_options)
+            .map_err(|error| error.to_string())?;
+        Ok(UmaPotential {
+            config: checkpoint.config.clone(),
+            conditioner: Conditioner::new(&checkpoint),
+            backend: Box::new(backend),
+            options: UmaOptions {
+                memory_bytes: cuda_options.memory_bytes,
+                ..options
+            },
         })
     }
 
@@ -350,7 +401,7 @@ impl UmaPotential {
         let task = &self.config.tasks[&system.task];
         // Models in f32 carry the scale in f32 too; 1.423 is then 1.42299997.
         let scale = match self.options.precision {
-            Precision::F32 => f64::from(task.energy.rmsd as f32),
+            Precision::F32 | Precision::Tf32 | Precision::F16 => f64::from(task.energy.rmsd as f32),
             Precision::F64 => task.energy.rmsd,
         };
         let references = system.numbers.iter().map(|&z| {
