@@ -96,7 +96,9 @@ fn crystal(number: u8, vectors: [[f64; 3]; 3], basis: &[[f64; 3]], n: [usize; 3]
         for b in basis {
             system.numbers.push(number);
             system.positions.push(std::array::from_fn(|k| {
-                (0..3).map(|j| (cell[j] as f64 + b[j]) * vectors[j][k]).sum()
+                (0..3)
+                    .map(|j| (cell[j] as f64 + b[j]) * vectors[j][k])
+                    .sum()
             }));
         }
     }
@@ -131,7 +133,14 @@ fn chain(carbons: usize, oxygens: usize) -> System {
     let place = |i: usize| {
         let (row, at) = (i / 6, i % 6);
         let along = if row % 2 == 0 { at } else { 5 - at };
-        let (layer, row) = (row / 3, if row / 3 % 2 == 0 { row % 3 } else { 2 - row % 3 });
+        let (layer, row) = (
+            row / 3,
+            if row / 3 % 2 == 0 {
+                row % 3
+            } else {
+                2 - row % 3
+            },
+        );
         [
             1.27 * along as f64,
             2.9 * row as f64 + 0.43 * (i % 2) as f64 * 2.0,
@@ -263,7 +272,9 @@ impl Network {
                 let batch: Vec<&System> = systems.iter().collect();
                 let answers = evaluate(potential, &batch, usize::MAX >> 8);
                 answers.into_iter().try_fold(0.0, |sum, answer| {
-                    answer.map(|a| sum + a.energy).map_err(|error| error.to_string())
+                    answer
+                        .map(|a| sum + a.energy)
+                        .map_err(|error| error.to_string())
                 })
             }
             Network::Random {
@@ -280,9 +291,9 @@ impl Network {
                             counts[usize::from(z)] += 1;
                         }
                         let key = format!("{counts:?} {}", system.task);
-                        let conditioning = known.entry(key.clone()).or_insert_with(|| {
-                            conditioning(key, *channels, *experts, system)
-                        });
+                        let conditioning = known
+                            .entry(key.clone())
+                            .or_insert_with(|| conditioning(key, *channels, *experts, system));
                         PositionedSystem {
                             system,
                             conditioning: conditioning.clone(),
@@ -291,18 +302,27 @@ impl Network {
                         }
                     })
                     .collect();
-                let answers = backend.run_positions(&batch).map_err(|error| error.to_string())?;
-                answers.into_iter().try_fold(0.0, |sum, answer| match answer {
-                    Some(Ok(answer)) => Ok(sum + answer.energy),
-                    Some(Err(error)) => Err(error.to_string()),
-                    None => Err("does not fit, or has too many neighbours".into()),
-                })
+                let answers = backend
+                    .run_positions(&batch)
+                    .map_err(|error| error.to_string())?;
+                answers
+                    .into_iter()
+                    .try_fold(0.0, |sum, answer| match answer {
+                        Some(Ok(answer)) => Ok(sum + answer.energy),
+                        Some(Err(error)) => Err(error.to_string()),
+                        None => Err("does not fit, or has too many neighbours".into()),
+                    })
             }
         }
     }
 }
 
-fn conditioning(key: String, channels: usize, experts: usize, system: &System) -> Arc<Conditioning> {
+fn conditioning(
+    key: String,
+    channels: usize,
+    experts: usize,
+    system: &System,
+) -> Arc<Conditioning> {
     let mut random = Sequence(key.bytes().map(u64::from).sum());
     // A softmax-like mixture: positive, sums to one.
     let raw: Vec<f64> = (0..experts).map(|_| 0.1 + random.next()).collect();
@@ -353,7 +373,11 @@ fn of_backend(precision: Precision) -> cuda::Precision {
 }
 
 fn shift(systems: &mut [System], random: &mut Sequence) {
-    for x in systems.iter_mut().flat_map(|s| s.positions.iter_mut()).flatten() {
+    for x in systems
+        .iter_mut()
+        .flat_map(|s| s.positions.iter_mut())
+        .flatten()
+    {
         *x += 0.01 * (random.next() - 0.5);
     }
 }
@@ -408,17 +432,20 @@ fn time(
 }
 
 fn open(arguments: &Arguments, precision: Precision) -> (Arc<dyn Device>, Network, Program) {
-    let device: Arc<dyn Device> = Arc::new(
-        DriverDevice::open(arguments.device).unwrap_or_else(|error| {
+    let device: Arc<dyn Device> = Arc::new(DriverDevice::open(arguments.device).unwrap_or_else(
+        |error| {
             eprintln!("gpu: {error}");
             std::process::exit(if arguments.bench { 0 } else { 1 })
-        }),
-    );
+        },
+    ));
     let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano-1p2.pt");
-    let path = arguments.model.clone().unwrap_or_else(|| match PathBuf::from(nano).exists() {
-        true => nano.into(),
-        false => "models/nano-1p2.pt".into(),
-    });
+    let path = arguments
+        .model
+        .clone()
+        .unwrap_or_else(|| match PathBuf::from(nano).exists() {
+            true => nano.into(),
+            false => "models/nano-1p2.pt".into(),
+        });
     let checkpoint = Arc::new(Checkpoint::open(&path).unwrap());
     let memory_bytes = arguments.memory_mib.map_or(usize::MAX, |mib| mib << 20);
     if arguments.model.is_some() {
@@ -547,7 +574,14 @@ fn main() {
                 largest(&mut network, &*device, &program, precision);
                 continue;
             }
-            match time(&mut network, &*device, &program, case(name), precision, arguments.runs) {
+            match time(
+                &mut network,
+                &*device,
+                &program,
+                case(name),
+                precision,
+                arguments.runs,
+            ) {
                 Ok(row) => println!("{name:<14} {row}"),
                 Err(reason) => println!("{name:<14} {reason}"),
             }

@@ -172,7 +172,9 @@ fn find_nvcc(target: &Path) -> Option<(PathBuf, String)> {
 
 fn children(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten();
-    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect()
 }
 
 /// A source with all headers of ours that it includes.
@@ -226,7 +228,9 @@ fn run(nvcc: &Path, jobs: &[Job]) -> Result<(), Box<dyn Error>> {
 }
 
 fn compile_one(nvcc: &Path, job: &Job) -> Result<(), String> {
-    let unfinished = job.image.with_extension(format!("{}.tmp", std::process::id()));
+    let unfinished = job
+        .image
+        .with_extension(format!("{}.tmp", std::process::id()));
     let failed = |what: String| format!("{} for {}: {what}", job.source.display(), job.arch);
     let output = Command::new(nvcc)
         .args(flags())

@@ -127,7 +127,10 @@ pub fn open(
                 memory_bytes: model.memory_bytes.unwrap_or(CPU_MEMORY_BYTES),
             };
             let potential = UmaPotential::on_cpu(checkpoint.clone(), options);
-            (potential.map_err(|error| named(error.to_string()))?, "cpu".to_owned())
+            (
+                potential.map_err(|error| named(error.to_string()))?,
+                "cpu".to_owned(),
+            )
         }
         Place::Cuda(index) => {
             let on_device = |error: CudaError| format!("CUDA device {index}: {error}");
@@ -141,7 +144,10 @@ pub fn open(
             }
             let device = Arc::new(DriverDevice::open(index).map_err(on_device)?);
             let name = format!("cuda:{index} {}", device.info().name);
-            (on_device_of(model, checkpoint, precision, device).map_err(named)?, name)
+            (
+                on_device_of(model, checkpoint, precision, device).map_err(named)?,
+                name,
+            )
         }
     };
     Ok(Computing {
@@ -250,8 +256,9 @@ pub fn selfcheck(config: &SelfcheckConfig) -> Result<(), String> {
     };
     let potential = match device {
         Some(device) => on_device_of(model, &checkpoint, precision, device)?,
-        None => UmaPotential::on_cpu(checkpoint.clone(), options)
-            .map_err(|error| error.to_string())?,
+        None => {
+            UmaPotential::on_cpu(checkpoint.clone(), options).map_err(|error| error.to_string())?
+        }
     };
     let exact = UmaOptions {
         precision: Precision::F64,

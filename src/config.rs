@@ -602,7 +602,10 @@ mod tests {
             serve_with(&[], &pairs).unwrap().model.local_index
         };
         // Four ranks a host; rank 0 only serves.
-        assert_eq!([index("1", "1"), index("2", "2"), index("3", "3")], [0, 1, 2]);
+        assert_eq!(
+            [index("1", "1"), index("2", "2"), index("3", "3")],
+            [0, 1, 2]
+        );
         assert_eq!([index("0", "4"), index("3", "7")], [0, 3]);
         assert_eq!(serve_with(&[], &[]).unwrap().model.local_index, 0);
     }

@@ -246,7 +246,11 @@ fn broken_rules_are_named_with_kernel_block_and_thread() {
             (
                 "check_deadlock",
                 LaunchSize::new(1, 32),
-                vec!["no thread can go on", "waits at the barrier", "waits for lanes"],
+                vec![
+                    "no thread can go on",
+                    "waits at the barrier",
+                    "waits for lanes",
+                ],
             ),
             (
                 "check_returned_lanes",
@@ -265,7 +269,10 @@ fn broken_rules_are_named_with_kernel_block_and_thread() {
             ),
         ] {
             let error = words(order, kernel, 32, size).unwrap_err().to_string();
-            assert!(error.contains(&format!("kernel {kernel}: block (0, 0, 0)")), "{error}");
+            assert!(
+                error.contains(&format!("kernel {kernel}: block (0, 0, 0)")),
+                "{error}"
+            );
             for part in wanted {
                 assert!(error.contains(part), "{error}");
             }
@@ -278,7 +285,12 @@ fn broken_rules_are_named_with_kernel_block_and_thread() {
 
 #[test]
 fn half_precision_is_that_of_ieee() {
-    let found = words(ThreadOrder::Ascending, "check_half", 1 << 16, LaunchSize::new(256, 256));
+    let found = words(
+        ThreadOrder::Ascending,
+        "check_half",
+        1 << 16,
+        LaunchSize::new(256, 256),
+    );
     for (bits, found) in found.unwrap().into_iter().enumerate() {
         let expected = half::f16::from_bits(bits as u16).to_f32();
         match expected.is_nan() {

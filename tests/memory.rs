@@ -74,11 +74,13 @@ fn check<B: Backend>(what: &str, checkpoint: &Arc<Checkpoint>, make: impl Fn(usi
         // Weights are mixed, and the memory of tiles is taken, once and for all.
         let small = iron(2);
         let few = neighbor_list(&small, config.cutoff, config.max_neighbors, 1_000_000).unwrap();
-        backend.run(&[Structure {
-            numbers: &small.numbers,
-            neighbors: &few,
-            conditioning: structure.conditioning.clone(),
-        }]).unwrap();
+        backend
+            .run(&[Structure {
+                numbers: &small.numbers,
+                neighbors: &few,
+                conditioning: structure.conditioning.clone(),
+            }])
+            .unwrap();
         let before = LIVE.load(Ordering::Relaxed);
         PEAK.store(before, Ordering::Relaxed);
         let outputs = backend.run(std::slice::from_ref(&structure)).unwrap();
@@ -95,11 +97,13 @@ fn check<B: Backend>(what: &str, checkpoint: &Arc<Checkpoint>, make: impl Fn(usi
         // Another charge asks for another set of mixed weights, and they stay.
         let charged = System { charge: 1, ..small };
         let before = LIVE.load(Ordering::Relaxed);
-        backend.run(&[Structure {
-            numbers: &charged.numbers,
-            neighbors: &few,
-            conditioning: Conditioner::new(checkpoint).conditioning(&charged),
-        }]).unwrap();
+        backend
+            .run(&[Structure {
+                numbers: &charged.numbers,
+                neighbors: &few,
+                conditioning: Conditioner::new(checkpoint).conditioning(&charged),
+            }])
+            .unwrap();
         let held = (LIVE.load(Ordering::Relaxed) - before) as f64;
         let said = backend.conditioning_memory() as f64;
         assert!(

@@ -103,7 +103,10 @@ pub fn evaluate(
         .par_iter()
         .map(|system| {
             let checked = system.check(usize::MAX).map_err(EvaluationError::from);
-            checked.and_then(|()| potential.check(system)).err().map(Err)
+            checked
+                .and_then(|()| potential.check(system))
+                .err()
+                .map(Err)
         })
         .collect();
     // First the device by itself, then with edges from here.
@@ -115,7 +118,9 @@ pub fn evaluate(
     let ways: [&dyn Fn(&[&System]) -> Evaluations; 2] =
         [&|s| potential.evaluations(s, max_edges), &with_lists];
     for way in ways {
-        let open: Vec<usize> = (0..systems.len()).filter(|&i| answers[i].is_none()).collect();
+        let open: Vec<usize> = (0..systems.len())
+            .filter(|&i| answers[i].is_none())
+            .collect();
         if open.is_empty() {
             break;
         }

@@ -96,7 +96,10 @@ fn around_operations(s: Sizes) -> Vec<(&'static str, Program)> {
         net.end(x, channels)
     };
     vec![
-        ("embed, radial, scatter radial", program(&|n| (n.start(), c))),
+        (
+            "embed, radial, scatter radial",
+            program(&|n| (n.start(), c)),
+        ),
         (
             "norm",
             program(&|n| {
@@ -111,7 +114,8 @@ fn around_operations(s: Sizes) -> Vec<(&'static str, Program)> {
                 let a = n.b.linear("a", &scope("a"), x, (c, c), true, true);
                 let b = n.b.so3_linear("b", &scope("b"), x, (c, c), Some(x));
                 // The head reads degree 0 of a node tensor: both paths end in one.
-                let gates = n.b.linear("g", &scope("g"), a, (c, s.lmax * c), false, false);
+                let gates =
+                    n.b.linear("g", &scope("g"), a, (c, s.lmax * c), false, false);
                 (n.b.gate_atoms(b, gates, c), c)
             }),
         ),
@@ -143,7 +147,8 @@ fn around_operations(s: Sizes) -> Vec<(&'static str, Program)> {
             program(&|n| {
                 let x = n.start();
                 let m = n.gather("radial", x);
-                let m = n.b.so2_linear("conv", &scope("conv"), m, (2 * c, c), 0, false);
+                let m =
+                    n.b.so2_linear("conv", &scope("conv"), m, (2 * c, c), 0, false);
                 (n.b.rotate_scatter(m, x), c)
             }),
         ),
@@ -224,7 +229,11 @@ fn worse(a: f64, b: f64) -> f64 {
 ///
 /// # Errors
 /// The device fails.
-pub fn operations(networks: &[Sizes], precision: Precision, make: Make) -> Result<Vec<Row>, String> {
+pub fn operations(
+    networks: &[Sizes],
+    precision: Precision,
+    make: Make,
+) -> Result<Vec<Row>, String> {
     let mut rows = Vec::new();
     for &s in networks {
         for (name, program) in around_operations(s) {
@@ -266,7 +275,10 @@ pub fn systems(tasks: &[&str]) -> Vec<(String, System)> {
             (radical.charge, radical.spin) = (1, 2);
             found.push((format!("{task}: methanol cation"), radical));
         } else {
-            found.push((format!("{task}: silicon"), crystal(task, 14, 5.43, &DIAMOND, 2)));
+            found.push((
+                format!("{task}: silicon"),
+                crystal(task, 14, 5.43, &DIAMOND, 2),
+            ));
             found.push((format!("{task}: copper"), crystal(task, 29, 3.61, &FCC, 2)));
         }
     }
@@ -361,7 +373,10 @@ pub fn model(
     let batch: Vec<&System> = systems.iter().map(|(_, system)| system).collect();
     let run = |potential: &dyn Potential, batch: &[&System]| {
         let answers = evaluate(potential, batch, usize::MAX);
-        answers.into_iter().collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())
+        answers
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| error.to_string())
     };
     let found = run(potential, &batch)?;
     let again = run(potential, &batch)?;

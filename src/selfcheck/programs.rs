@@ -294,4 +294,3 @@ pub fn two_blocks(s: Sizes, mixed: bool) -> Program {
     let energy = net.b.linear("energy", &head.at(1), x, (c, 1), true, false);
     net.b.finish(energy)
 }
-

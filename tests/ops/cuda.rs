@@ -1,12 +1,12 @@
 //! The CUDA kernels, compiled for the host, against the CPU backend in f64.
 
-use umaserve::selfcheck::programs::{Case, RandomWeights, run};
 use std::sync::Arc;
 use umaserve::backend::NetworkOutput;
 use umaserve::backend::cuda::device::Device;
 use umaserve::backend::cuda::host::HostDevice;
 use umaserve::backend::cuda::{CudaBackend, CudaError, Options, Precision};
 use umaserve::nn::Program;
+use umaserve::selfcheck::programs::{Case, RandomWeights, run};
 
 /// Largest difference to f64, relative to the largest number of its kind.
 fn limits(precision: Precision) -> (f64, f64) {
@@ -69,7 +69,11 @@ pub fn compare(
                 answer.energy,
                 expected.energy
             );
-            let pairs = answer.gradient.iter().flatten().zip(expected.gradient.iter().flatten());
+            let pairs = answer
+                .gradient
+                .iter()
+                .flatten()
+                .zip(expected.gradient.iter().flatten());
             for (i, (a, b)) in pairs.enumerate() {
                 assert!(
                     (a - b).abs() < gradient_limit * scale,
@@ -103,7 +107,11 @@ pub fn compare_modes(program: &Arc<Program>, weights: &Arc<RandomWeights>, cases
         let cuda = backend(program, weights, &device, options).unwrap();
         let answers = run(&cuda, cases);
         for _ in 0..2 {
-            assert_eq!(run(&cuda, cases), answers, "{precision}: captured and replayed");
+            assert_eq!(
+                run(&cuda, cases),
+                answers,
+                "{precision}: captured and replayed"
+            );
         }
         let (atoms, edges) = (
             cases.iter().map(|c| c.numbers.len()).sum(),
@@ -116,7 +124,11 @@ pub fn compare_modes(program: &Arc<Program>, weights: &Arc<RandomWeights>, cases
             ..options
         };
         let tight = backend(program, weights, &device, tight).unwrap();
-        assert_eq!(run(&tight, cases), answers, "{precision}: with little memory");
+        assert_eq!(
+            run(&tight, cases),
+            answers,
+            "{precision}: with little memory"
+        );
         let none = Options {
             memory_bytes: least / 4,
             ..options

@@ -104,7 +104,11 @@ fn check<B: Backend>(model: &str, what: &str, make: impl Fn(usize) -> B) {
         &[7],
         on(5, &|| backend.run(&pick(&[7])).unwrap()),
     );
-    same("in a smaller batch", &[4, 2], backend.run(&pick(&[4, 2])).unwrap());
+    same(
+        "in a smaller batch",
+        &[4, 2],
+        backend.run(&pick(&[4, 2])).unwrap(),
+    );
 
     // A backend that keeps nothing for the backward pass.
     let recomputing = make(0);
@@ -112,7 +116,11 @@ fn check<B: Backend>(model: &str, what: &str, make: impl Fn(usize) -> B) {
     same("when edges are computed again", &forwards, outputs);
     let outputs = on(1, &|| recomputing.run(&pick(&mixed)).unwrap());
     same("computed again in another order", &mixed, outputs);
-    same("computed again, alone", &[7], recomputing.run(&pick(&[7])).unwrap());
+    same(
+        "computed again, alone",
+        &[7],
+        recomputing.run(&pick(&[7])).unwrap(),
+    );
 }
 
 #[test]

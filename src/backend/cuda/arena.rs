@@ -30,7 +30,12 @@ impl<K: Copy + PartialEq> Arena<K> {
     /// First fit, the longest-lived and largest first.
     pub fn plan(uses: &[Use<K>]) -> Arena<K> {
         let mut order: Vec<&Use<K>> = uses.iter().collect();
-        order.sort_by_key(|u| (std::cmp::Reverse(u.end - u.start), std::cmp::Reverse(u.bytes)));
+        order.sort_by_key(|u| {
+            (
+                std::cmp::Reverse(u.end - u.start),
+                std::cmp::Reverse(u.bytes),
+            )
+        });
         let mut placed: Vec<(&Use<K>, usize)> = Vec::new();
         let mut total = 0;
         for u in order {
@@ -97,9 +102,24 @@ mod tests {
     #[test]
     fn buffers_of_different_times_share_memory() {
         let arena = Arena::plan(&[
-            Use { key: 'a', bytes: 64, start: 0, end: 1 },
-            Use { key: 'b', bytes: 64, start: 2, end: 3 },
-            Use { key: 'c', bytes: 32, start: 0, end: 3 },
+            Use {
+                key: 'a',
+                bytes: 64,
+                start: 0,
+                end: 1,
+            },
+            Use {
+                key: 'b',
+                bytes: 64,
+                start: 2,
+                end: 3,
+            },
+            Use {
+                key: 'c',
+                bytes: 32,
+                start: 0,
+                end: 3,
+            },
         ]);
         assert_eq!(arena.bytes, 96);
         assert_eq!(arena.find('a'), arena.find('b'));

@@ -60,7 +60,10 @@ fn count() -> Result<u32, CudaError> {
     if let Err(error) = result::init() {
         return unavailable(match error.0 {
             sys::CUresult::CUDA_ERROR_NO_DEVICE => "the CUDA driver finds no GPU".into(),
-            _ => format!("the CUDA driver does not start: {}", explain("cuInit", error)),
+            _ => format!(
+                "the CUDA driver does not start: {}",
+                explain("cuInit", error)
+            ),
         });
     }
     match result::device::get_count() {
@@ -82,13 +85,25 @@ fn driver_version() -> u32 {
 /// # Errors
 /// Without a driver or without a GPU, [`CudaError::Unavailable`] says which.
 pub fn devices() -> Result<Vec<DeviceInfo>, CudaError> {
-    (0..count()?).map(|ordinal| describe(ordinal as usize).map(|(info, _)| info)).collect()
+    (0..count()?)
+        .map(|ordinal| describe(ordinal as usize).map(|(info, _)| info))
+        .collect()
 }
 
 /// As nvidia-smi writes it.
 fn uuid_text(uuid: sys::CUuuid) -> String {
-    let hex: String = uuid.bytes.iter().map(|&b| format!("{:02x}", b as u8)).collect();
-    let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+    let hex: String = uuid
+        .bytes
+        .iter()
+        .map(|&b| format!("{:02x}", b as u8))
+        .collect();
+    let parts = [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ];
     format!("GPU-{}", parts.join("-"))
 }
 
@@ -99,7 +114,9 @@ fn describe(ordinal: usize) -> Result<(DeviceInfo, sys::CUdevice), CudaError> {
     let attribute = |which: Attribute| {
         // SAFETY: the device was returned by `get` just now.
         let value = unsafe { result::device::get_attribute(device, which) };
-        value.map_err(failed("cuDeviceGetAttribute")).map(|value| value.max(0) as u32)
+        value
+            .map_err(failed("cuDeviceGetAttribute"))
+            .map(|value| value.max(0) as u32)
     };
     let info = DeviceInfo {
         name: result::device::get_name(device).map_err(failed("cuDeviceGetName"))?,
@@ -110,9 +127,8 @@ fn describe(ordinal: usize) -> Result<(DeviceInfo, sys::CUdevice), CudaError> {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-        shared_bytes: attribute(
-            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-        )? as usize,
+        shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+            as usize,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE).unwrap_or(0),
         driver: driver_version(),
@@ -187,7 +203,11 @@ impl DriverDevice {
         if info.capability < images::OLDEST {
             return unavailable(format!(
                 "{} has compute capability {}.{}; umaserve needs {}.{} or later",
-                info.name, info.capability.0, info.capability.1, images::OLDEST.0, images::OLDEST.1
+                info.name,
+                info.capability.0,
+                info.capability.1,
+                images::OLDEST.0,
+                images::OLDEST.1
             ));
         }
         if info.driver < OLDEST_DRIVER {
@@ -543,7 +563,10 @@ impl Pinned for PageLocked {
     }
 }
 
-fn page_locked<'a>(found: Option<&'a PageLocked>, bytes: usize) -> Result<&'a PageLocked, CudaError> {
+fn page_locked<'a>(
+    found: Option<&'a PageLocked>,
+    bytes: usize,
+) -> Result<&'a PageLocked, CudaError> {
     match found {
         Some(memory) if bytes <= memory.bytes => Ok(memory),
         Some(memory) => Err(CudaError::Invalid(format!(

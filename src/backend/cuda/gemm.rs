@@ -117,9 +117,9 @@ pub fn launch(
     let piece = arithmetic.piece();
     let whole = |x: u64| x.is_multiple_of(piece);
     let aligned = whole(params.a_stride)
-        && spans.iter().all(|s| {
-            whole(s.a_offset.into()) && whole(s.k.into()) && whole(s.weight_offset)
-        })
+        && spans
+            .iter()
+            .all(|s| whole(s.a_offset.into()) && whole(s.k.into()) && whole(s.weight_offset))
         && (!gated || whole(params.gate_channels.into()) && whole(params.gate_values.into()));
     let blocks = |size: Size| -> usize {
         spans.iter().map(|s| blocks_of(s, size)).sum::<u32>() as usize * tiles

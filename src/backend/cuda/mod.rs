@@ -13,10 +13,10 @@ pub mod device;
 pub mod driver;
 pub mod error;
 mod gemm;
-mod inputs;
 #[cfg(feature = "host-kernels")]
 pub mod host;
 pub mod images;
+mod inputs;
 pub mod params;
 mod pass;
 mod plan;
@@ -27,8 +27,7 @@ mod weights;
 pub use error::CudaError;
 
 use super::{
-    Backend, DeviceError, NetworkForces, NetworkOutput, PositionedSystem, Structure,
-    WeightSource,
+    Backend, DeviceError, NetworkForces, NetworkOutput, PositionedSystem, Structure, WeightSource,
 };
 use crate::neighbors::{NeighborError, SearchTables, search_tables};
 use crate::nn::Program;
@@ -37,9 +36,9 @@ use device::Device;
 use inputs::Systems;
 use pass::{Capacity, Chunking, Pass, Places};
 use plan::{Keep, Plan};
+use rayon::prelude::*;
 use run::{Constants, Runner};
 use shapes::Shapes;
-use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
 use weights::Weights;
 
@@ -291,7 +290,9 @@ impl CudaBackend {
         let device = &*self.device;
         let conditionings = &systems.conditionings;
         let mixed = state.weights.mixed(device, conditionings)?;
-        let tasks = conditionings.iter().map(|c| state.weights.task_base(c.task_index));
+        let tasks = conditionings
+            .iter()
+            .map(|c| state.weights.task_base(c.task_index));
         let tasks: Vec<u64> = tasks.collect();
         let pass = &state.passes[index];
         let common = systems.inputs(&self.program, pass, &mixed, &tasks, edges);
@@ -389,8 +390,10 @@ impl CudaBackend {
             numbers: batch.iter().map(|s| s.system.numbers.as_slice()).collect(),
             conditionings: batch.iter().map(|s| &*s.conditioning).collect(),
         };
-        let positions: Vec<&[[f64; 3]]> =
-            batch.iter().map(|s| s.system.positions.as_slice()).collect();
+        let positions: Vec<&[[f64; 3]]> = batch
+            .iter()
+            .map(|s| s.system.positions.as_slice())
+            .collect();
         let atoms = positions.iter().map(|p| p.len()).sum();
         let mut need = Capacity {
             atoms,
@@ -414,7 +417,8 @@ impl CudaBackend {
                 from: p.flags,
             };
             let flags: Vec<u32> = results.get(p.flags, 4);
-            let [found, degree, overflow] = [flags[0] as usize, flags[1] as usize, flags[2] as usize];
+            let [found, degree, overflow] =
+                [flags[0] as usize, flags[1] as usize, flags[2] as usize];
             state.edges_per_atom = state.edges_per_atom.max(found.div_ceil(atoms.max(1)));
             let limit = batch.iter().map(|s| s.max_neighbors).min().unwrap_or(0);
             if degree > limit.min(pass::MAX_DEGREE) {

@@ -214,7 +214,10 @@ fn stages(program: &Program) -> Result<Vec<Stage>, CudaError> {
         let Stage::Edges(stage) = stage else { continue };
         for &i in &stage.ops {
             for buf in edge_inputs(&program.ops[i]) {
-                let readers = program.ops.iter().filter(|op| edge_inputs(op).contains(&buf));
+                let readers = program
+                    .ops
+                    .iter()
+                    .filter(|op| edge_inputs(op).contains(&buf));
                 let made_here = stage
                     .ops
                     .iter()
@@ -234,10 +237,12 @@ fn stages(program: &Program) -> Result<Vec<Stage>, CudaError> {
 /// A gate whose result goes into the product right after it needs no buffer.
 fn fused_gates(program: &Program, ops: &[usize]) -> Vec<(usize, usize)> {
     ops.windows(2)
-        .filter(|pair| match (&program.ops[pair[0]], &program.ops[pair[1]]) {
-            (Op::GateEdges { out, .. }, Op::So2Linear { x, .. }) => out == x,
-            _ => false,
-        })
+        .filter(
+            |pair| match (&program.ops[pair[0]], &program.ops[pair[1]]) {
+                (Op::GateEdges { out, .. }, Op::So2Linear { x, .. }) => out == x,
+                _ => false,
+            },
+        )
         .map(|pair| (pair[0], pair[1]))
         .collect()
 }
@@ -340,7 +345,9 @@ fn edge_buffers(
     kept: &dyn Fn(Buf) -> bool,
 ) -> EdgeBuffers {
     let reader = |order: &[usize], buf: Buf| {
-        let found = order.iter().rposition(|&i| reads(program, stage, i).contains(&buf));
+        let found = order
+            .iter()
+            .rposition(|&i| reads(program, stage, i).contains(&buf));
         found.unwrap_or(0)
     };
     let forward = value_uses(program, stage, stored, kept, &stage.ops, &|buf| {
@@ -353,7 +360,13 @@ fn edge_buffers(
     let back = |p: usize| order.len() + (n - 1 - p);
     let mut backward = value_uses(program, stage, stored, kept, &order, &|buf| {
         let needs = |&(_, &i): &(usize, &usize)| program.ops[i].kept().contains(&buf);
-        let last = stage.ops.iter().enumerate().filter(needs).map(|(p, _)| back(p)).max();
+        let last = stage
+            .ops
+            .iter()
+            .enumerate()
+            .filter(needs)
+            .map(|(p, _)| back(p))
+            .max();
         last.unwrap_or(0).max(reader(&order, buf))
     });
     for (p, &i) in stage.ops.iter().enumerate() {

@@ -1,14 +1,14 @@
 //! One evaluation: the launches of a forward and a backward pass, in order.
 
-use super::error::CudaError;
+use super::Precision;
 use super::device::{Device, Kernel, LaunchSize};
+use super::error::CudaError;
 use super::gemm::{self, Arithmetic, NO_BIAS};
 use super::params::*;
 use super::pass::Pass;
 use super::plan::{AtomKey, EdgeKey, EdgeStage, Plan, Stage};
 use super::shapes::Shapes;
 use super::weights::{Matrix, Pool, Weights};
-use super::Precision;
 use crate::nn::op::BalanceTarget;
 use crate::nn::{Buf, Op, Program, RadialMlp, So2Weights, Weight};
 
@@ -63,7 +63,8 @@ impl Runner<'_> {
         }
         let p = &self.pass.places;
         let sums = p.sums_end - p.d_distance;
-        self.device.fill_bytes(self.pass.at(p.d_distance), 0, sums)?;
+        self.device
+            .fill_bytes(self.pass.at(p.d_distance), 0, sums)?;
         self.ones(self.gradient(self.program.atom_energy))?;
         for s in (0..self.plan.stages.len()).rev() {
             self.backward(s)?;
@@ -89,8 +90,13 @@ impl Runner<'_> {
     }
 
     fn atom(&self, key: AtomKey) -> DevicePtr {
-        let offset = self.plan.atoms.find(key).expect("every atom buffer is planned");
-        self.at(self.pass.places.atom_arena).offset(offset * self.atoms())
+        let offset = self
+            .plan
+            .atoms
+            .find(key)
+            .expect("every atom buffer is planned");
+        self.at(self.pass.places.atom_arena)
+            .offset(offset * self.atoms())
     }
 
     fn value(&self, buf: Buf) -> DevicePtr {
@@ -310,7 +316,8 @@ impl Runner<'_> {
         params: GemmParams,
     ) -> Done {
         let launch = gemm::launch(arithmetic, gated, tiles, spans, params);
-        self.device.launch(launch.kernel, launch.size, &launch.params)
+        self.device
+            .launch(launch.kernel, launch.size, &launch.params)
     }
 
     fn atom_product(&self, pool: Pool, spans: &[GemmSpan], params: GemmParams) -> Done {
@@ -592,7 +599,10 @@ impl Runner<'_> {
             first,
             count,
         };
-        self.launch(self.shapes.balance_shift(systems as usize, channels.len()), &params)?;
+        self.launch(
+            self.shapes.balance_shift(systems as usize, channels.len()),
+            &params,
+        )?;
         let params = BalanceParams {
             chunk: self.pass.whole(),
             atom_system: self.at(p.atom_system),
@@ -745,7 +755,10 @@ impl Runner<'_> {
             spacing,
             exponent,
         };
-        self.launch(self.shapes.radial_first(rows, width, self.program.basis), &params)?;
+        self.launch(
+            self.shapes.radial_first(rows, width, self.program.basis),
+            &params,
+        )?;
 
         let (span, matrix) = self.matrix(mlp.second.0);
         let second = GemmParams {
@@ -930,7 +943,11 @@ impl Runner<'_> {
         for &i in &stage.ops {
             match self.program.ops[i] {
                 Op::RotateScatter { x, out, .. } | Op::ScatterRadial { x, out, .. } => {
-                    self.add(self.gradient(out), self.gradient(x), self.program.width(out))?;
+                    self.add(
+                        self.gradient(out),
+                        self.gradient(x),
+                        self.program.width(out),
+                    )?;
                 }
                 Op::GatherRotateScale { x, .. } => {
                     let source = self.atom(AtomKey::Source(i));
@@ -1124,7 +1141,9 @@ impl Runner<'_> {
             spacing,
             exponent,
         };
-        let size = self.shapes.radial_first_backward(rows, width, self.program.basis);
+        let size = self
+            .shapes
+            .radial_first_backward(rows, width, self.program.basis);
         self.launch(size, &params)
     }
 }

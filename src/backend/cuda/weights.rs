@@ -158,7 +158,10 @@ fn lay_out(slot: &WeightSlot, w: &[f64]) -> (Vec<f64>, Vec<f64>) {
             let (a, b) = w.split_at(w.len() / 2);
             let mut forward = Vec::with_capacity(2 * w.len());
             for (first, second, sign) in [(a, b, -1.0), (b, a, 1.0)] {
-                for (x, y) in first.chunks_exact(columns).zip(second.chunks_exact(columns)) {
+                for (x, y) in first
+                    .chunks_exact(columns)
+                    .zip(second.chunks_exact(columns))
+                {
                     forward.extend(x);
                     forward.extend(y.iter().map(|y| sign * y));
                 }
@@ -262,7 +265,8 @@ impl Weights {
                         Pool::Atom => put(&mut atom, &all),
                         Pool::Task => {
                             let stride = size(Pool::Task);
-                            for (pool, w) in tasks.chunks_exact_mut(stride).zip(all.chunks_exact(one))
+                            for (pool, w) in
+                                tasks.chunks_exact_mut(stride).zip(all.chunks_exact(one))
                             {
                                 put(pool, w);
                             }
@@ -385,11 +389,7 @@ impl Weights {
         Ok(())
     }
 
-    fn mix(
-        &mut self,
-        device: &dyn Device,
-        missing: &[&Conditioning],
-    ) -> Result<(), CudaError> {
+    fn mix(&mut self, device: &dyn Device, missing: &[&Conditioning]) -> Result<(), CudaError> {
         let coefficients: Vec<f64> = missing.iter().flat_map(|c| c.experts.clone()).collect();
         let expert_count = missing[0].experts.len();
         let mut bases = Vec::new();
@@ -469,7 +469,11 @@ impl Weights {
     }
 
     fn all_experts_bytes(&self) -> usize {
-        let mixed = self.program.weights.iter().filter(|s| s.kind == WeightKind::Mixed);
+        let mixed = self
+            .program
+            .weights
+            .iter()
+            .filter(|s| s.kind == WeightKind::Mixed);
         mixed
             .map(|slot| match self.source.weight(&slot.name) {
                 WeightData::F32(w) => 4 * w.len(),
