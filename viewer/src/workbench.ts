@@ -75,6 +75,8 @@ const NO_READING: Reading = {
 const DRAGS_UNDER_WAY = 2
 /** ... but not for longer than this, ms. */
 const DRAG_PATIENCE_MS = 200
+/** Least time between two frames while stepping, ms: longer than a message takes to the server. */
+const STEP_PAUSE_MS = 500
 const TIMELINE_FRAMES = 5000
 const TIMELINE_BYTES = 96 << 20
 const LOG_ENTRIES = 200
@@ -469,8 +471,9 @@ export class Workbench {
     if (this.atoms.value === 0 || this.running.value) return
     this.goLive()
     this.stepping = true
-    // No second frame before the STOP arrives.
-    this.launch({ ...this.parameters(), stepsPerFrame: 1, frameIntervalMs: 60_000 })
+    // The STOP arrives before a second frame would be due; the server counts the pause from the last
+    // frame, so that steps can follow each other twice a second.
+    this.launch({ ...this.parameters(), stepsPerFrame: 1, frameIntervalMs: STEP_PAUSE_MS })
   }
 
   private launch(parameters: Parameters): void {

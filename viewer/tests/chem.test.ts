@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { adjacency, findBonds, sideOfBond } from '../src/chem/bonds'
-import { angle, freeDirection, measure, norm, rotateAtoms, at, torsion, unit, dot, type Vec } from '../src/chem/geometry'
+import { angle, freeDirection, measure, norm, rotateAtoms, at, principalAxes, torsion, unit, dot, type Vec } from '../src/chem/geometry'
 import { cellOf, formulaText, repeated, selectAtoms, structure, withAtom } from '../src/chem/structure'
 import { temperature, thermalVelocities } from '../src/chem/velocities'
 import { element } from '../src/chem/elements'
@@ -121,6 +121,17 @@ describe('geometry', () => {
     const after = torsion(at(positions, 0), at(positions, 1), at(positions, 2), at(positions, 3))
     expect(after - before).toBeCloseTo(40)
     expect(norm(at(positions, 2))).toBeCloseTo(1.5)
+  })
+  it('finds the axes of an extended body', () => {
+    // Spread 9, 4, 1 along three known orthogonal directions.
+    const axes = ([[1, 2, 2], [2, 1, -2], [2, -2, 1]] as Vec[]).map(unit)
+    const m = new Array<number>(9).fill(0)
+    ;[4, 9, 1].forEach((w, i) => {
+      for (let a = 0; a < 3; a++) for (let b = 0; b < 3; b++) m[3 * a + b]! += w * axes[i]![a]! * axes[i]![b]!
+    })
+    const [first, second] = principalAxes(m)
+    expect(Math.abs(dot(first, axes[1]!))).toBeCloseTo(1)
+    expect(Math.abs(dot(second, axes[0]!))).toBeCloseTo(1)
   })
   it('finds room for one more neighbour', () => {
     const tetrahedron = ([[1, 1, 1], [1, -1, -1], [-1, 1, -1]] as Vec[]).map(unit)

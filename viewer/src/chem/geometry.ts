@@ -136,3 +136,33 @@ export function freeDirection(bonds: readonly Vec[]): Vec {
   const helper: Vec = Math.abs(bonds[0]![0]) < 0.8 ? [1, 0, 0] : [0, 1, 0]
   return unit(cross(bonds[0]!, helper))
 }
+
+/** The two axes of a symmetric 3x3 matrix with the largest eigenvalues, the largest first (Jacobi). */
+export function principalAxes(matrix: readonly number[]): [Vec, Vec] {
+  const m = [...matrix]
+  const v = [1, 0, 0, 0, 1, 0, 0, 0, 1]
+  for (let sweep = 0; sweep < 30; sweep++)
+    for (const [p, q] of [[0, 1], [0, 2], [1, 2]] as const) {
+      const off = m[3 * p + q]!
+      if (Math.abs(off) < 1e-12) continue
+      const theta = 0.5 * Math.atan2(2 * off, m[3 * q + q]! - m[3 * p + p]!)
+      const c = Math.cos(theta)
+      const s = Math.sin(theta)
+      for (let k = 0; k < 3; k++) {
+        const [a, b] = [m[3 * k + p]!, m[3 * k + q]!]
+        m[3 * k + p] = c * a - s * b
+        m[3 * k + q] = s * a + c * b
+      }
+      for (let k = 0; k < 3; k++) {
+        const [a, b] = [m[3 * p + k]!, m[3 * q + k]!]
+        m[3 * p + k] = c * a - s * b
+        m[3 * q + k] = s * a + c * b
+        const [x, y] = [v[3 * k + p]!, v[3 * k + q]!]
+        v[3 * k + p] = c * x - s * y
+        v[3 * k + q] = s * x + c * y
+      }
+    }
+  const order = [0, 1, 2].sort((a, b) => m[4 * b]! - m[4 * a]!)
+  const column = (k: number): Vec => [v[k]!, v[3 + k]!, v[6 + k]!]
+  return [column(order[0]!), column(order[1]!)]
+}

@@ -17,10 +17,12 @@ import {
   Vector3,
   WebGLRenderer,
   DoubleSide,
+  Euler,
+  Matrix4,
   ZeroFactor,
 } from 'three'
 import { element } from '../chem/elements'
-import type { Vec } from '../chem/geometry'
+import { principalAxes, type Vec } from '../chem/geometry'
 import { completed, inverse3, times3 } from '../chem/structure'
 import { findBonds, NO_BONDS, type Bonds } from '../chem/bonds'
 import { settings } from '../settings'
@@ -173,6 +175,32 @@ export class Scene {
     this.stale = true
   }
   private readonly lineColour = new Color()
+
+  /** Turns so that the longest extent lies across the picture and the shortest points at the eye;
+   *  crystals are seen a little from the side. */
+  orient(): void {
+    const p = this.bench.shownPositions()
+    const n = p.length / 3
+    this.turn.identity()
+    this.stale = true
+    if (this.bench.shownCell() || n < 3) {
+      if (this.bench.shownCell()) this.turn.setFromEuler(new Euler(-0.35, 0.45, 0, 'YXZ'))
+      return
+    }
+    const mean = [0, 0, 0]
+    for (let i = 0; i < 3 * n; i++) mean[i % 3]! += p[i]! / n
+    const spread = [0, 0, 0, 0, 0, 0, 0, 0, 0]
+    for (let i = 0; i < n; i++)
+      for (let a = 0; a < 3; a++)
+        for (let b = 0; b < 3; b++) spread[3 * a + b]! += (p[3 * i + a]! - mean[a]!) * (p[3 * i + b]! - mean[b]!)
+    const [x, y] = principalAxes(spread)
+    const right = new Vector3(...x)
+    const up = new Vector3(...y)
+    const axes = new Matrix4().makeBasis(right, up, new Vector3().crossVectors(right, up))
+    this.turn.setFromRotationMatrix(axes)
+    // A flat molecule looks better a little tilted.
+    this.turn.multiply(new Quaternion().setFromEuler(new Euler(-0.3, 0.25, 0)))
+  }
 
   /** Looks at everything. */
   frame(): void {

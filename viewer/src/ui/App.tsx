@@ -41,6 +41,7 @@ function Stage() {
     const watch = new ResizeObserver(() => scene.resize(element.clientWidth, element.clientHeight))
     watch.observe(element)
     scene.resize(element.clientWidth, element.clientHeight)
+    scene.orient()
     scene.frame()
     scene.onLabels = (wanted) => writeLabels(labels.current!, wanted)
     const removeKeys = installKeys(page)

@@ -208,7 +208,7 @@ function options(chart: Chart, kind: 'md' | 'relax', width: number, bench: Workb
         gap: 2,
         grid: { stroke: grid, width: 1 },
         ticks: { show: false },
-        values: (_, ticks) => ticks.map((v, i) => (i === ticks.length - 1 ? `${+v.toFixed(4)} ${kind === 'md' ? 'ps' : 'steps'}` : `${+v.toFixed(4)}`)),
+        values: (plot, ticks) => ticks.map((v, i) => plot.data[0].length === 0 ? '' : (i === ticks.length - 1 ? `${+v.toFixed(4)} ${kind === 'md' ? 'ps' : 'steps'}` : `${+v.toFixed(4)}`)),
         space: 60,
       },
       {
@@ -219,7 +219,8 @@ function options(chart: Chart, kind: 'md' | 'relax', width: number, bench: Workb
         grid: { stroke: grid, width: 1 },
         ticks: { show: false },
         space: 26,
-        values: (_, ticks) => {
+        values: (plot, ticks) => {
+          if (plot.data[0].length === 0) return ticks.map(() => '')
           const span = ticks.length > 1 ? Math.abs(ticks[1]! - ticks[0]!) : 1
           const digits = Math.min(6, Math.max(0, Math.ceil(-Math.log10(span) - 1e-9)))
           return ticks.map((v) => fixed(v, digits))

@@ -72,7 +72,7 @@ export function TimelineBar() {
         max={range?.last ?? 1}
         value={at}
         disabled={empty}
-        style={{ '--at': range && !empty ? `${(100 * (at - range.first)) / (range.last - range.first)}%` : '100%' }}
+        style={{ '--at': range && !empty ? `${(100 * (at - range.first)) / (range.last - range.first)}%` : '0%' }}
         onInput={(e) => {
           bench.playing.value = false
           bench.show(Number(e.currentTarget.value))

@@ -11,6 +11,7 @@ import { dialog, type Page } from './context'
 /** Loads a structure and shows all of it. */
 export function show(page: Page, structure: Structure): void {
   page.bench.load(structure)
+  page.scene.orient()
   page.scene.frame()
   dialog.value = 'none'
 }
