@@ -392,7 +392,6 @@ impl Viewer {
 
     /// Hears until the connection ends, in whatever way. A server that is stopped keeps it open
     /// for as long as its peers allow.
-    #[cfg(feature = "mpi")]
     pub fn hear_end(&mut self) {
         while self.hear().is_some() {}
     }
