@@ -173,7 +173,7 @@ mod tests {
         assert!(args.door.no_auth);
         assert_eq!(args.door.allow_origin.len(), 2);
         assert_eq!(args.door.bind.as_deref(), Some("127.0.0.1:1"));
-        assert_eq!(args.model.precision, crate::cli::Precision::F64);
+        assert_eq!(args.model.precision, Some(crate::cli::Precision::F64));
         // A value of the file does not contradict one of the command line.
         let args = serve(&["--bind-interface", "ib0"], file).unwrap();
         assert_eq!(args.door.bind_interface.as_deref(), Some("ib0"));
