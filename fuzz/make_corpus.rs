@@ -1,5 +1,6 @@
 //! Writes the kept corpus: one small example of everything that the readers know.
-//! `cargo run --bin make_corpus` in `fuzz/`.
+//! `cargo run --profile corpus --bin make_corpus` in `fuzz/` (a profile of its own: without coverage
+//! there is no fuzzing engine to link).
 
 use std::fs::File;
 use std::io::Read;
