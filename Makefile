@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 8
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve build page test test-page bench fuzz check kernels docs setup setup-tests nvcc readers
+.PHONY: help serve build page test test-page bench fuzz check test-core kernels docs setup setup-tests nvcc readers
 
 # Built without optimisation: that takes one or two minutes, once.
 CARGO_DENY = 0.20.2
@@ -55,6 +55,11 @@ test: setup-tests nvcc readers page ## All tests, with the CUDA kernels on the h
 	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" \
 		cargo test --locked --features host-kernels
 	$(MAKE) --no-print-directory test-page
+
+# What needs no other machinery than Rust, MPI and HDF5.
+test-core: setup ## The quick part of the tests: units, layering, sessions, scheduling, neighbours, dynamics
+	cargo test --locked --lib --test architecture --test session --test scheduler \
+		--test neighbors --test dynamics
 
 test-page: setup readers page ## Tests of the page: its parts, then a visit with a browser against a real server
 	@tools/setup.sh browser
