@@ -197,10 +197,10 @@ async fn view(address: String, seed: u64, begin: Instant, end: Instant) -> Seen 
         let payload = result.payload;
         if let Some(server_result::Payload::Notice(notice)) = &payload {
             // The one message without a number of its own.
+            let text = notice.message.as_deref().unwrap_or_default();
             assert!(
-                notice.message.contains("WAITING_FOR_ACK"),
-                "unexpected notice: {}",
-                notice.message
+                text.contains("WAITING_FOR_ACK"),
+                "unexpected notice: {text}"
             );
             continue;
         }
