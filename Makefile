@@ -50,6 +50,20 @@ serve: build ## Install what is missing, build, and serve (RANKS processes under
 build: setup page $(if $(shell command -v nvidia-smi),nvcc) ## The release binary with the page in it, target/release/umaserve
 	cargo build --release --locked
 
+page: setup ## The viewer page, viewer/dist; built again when its sources have changed
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory viewer/dist/index.html; \
+		else echo 'page: no npm; the server will say that it was built without its page'; fi
+
+viewer/node_modules/.package-lock.json: viewer/package.json viewer/package-lock.json
+	cd viewer && npm ci --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+viewer/dist/index.html: viewer/node_modules/.package-lock.json proto/session.proto viewer/index.html \
+		viewer/buf.gen.yaml viewer/vite.config.ts viewer/tsconfig.json \
+		$(shell find viewer/src viewer/public -type f -not -path '*/generated/*')
+	cd viewer && npm run --silent build
+	@touch $@
+
 test: setup-tests nvcc readers page ## All tests, with the CUDA kernels on the host, the Python readers, mpirun, a browser
 	cargo test --locked --no-default-features --lib --test architecture
 	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" \
@@ -95,6 +109,7 @@ setup:
 
 setup-tests:
 	@tools/setup.sh tests
+
 nvcc: setup
 	@tools/nvcc.sh >/dev/null
 
