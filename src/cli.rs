@@ -203,8 +203,8 @@ pub struct SelfcheckArgs {
 /// `umaserve model`.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// UMA checkpoint (.pt)
-    pub file: PathBuf,
+    /// UMA checkpoint (.pt) [default: the built-in demo model]
+    pub file: Option<PathBuf>,
 }
 
 /// `umaserve trajectory`.

@@ -1,6 +1,7 @@
 //! Where the network is evaluated: opens the device that the user asked for, checks it, and says
 //! what it is.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::backend::Backend;
@@ -11,6 +12,7 @@ use crate::backend::cuda::{self, CudaBackend, CudaError};
 use crate::cli::Device;
 use crate::config::{ModelConfig, SelfcheckConfig};
 use crate::potential::Potential;
+use crate::potential::uma::checkpoint::DEMO_NAME;
 use crate::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
 use crate::selfcheck;
 
@@ -26,6 +28,20 @@ impl From<crate::cli::Precision> for Precision {
             crate::cli::Precision::F64 => Precision::F64,
         }
     }
+}
+
+/// Opens a checkpoint; without a file the demo model.
+///
+/// # Errors
+/// A file that cannot be used, by name.
+pub fn open_checkpoint(file: Option<&Path>) -> Result<Arc<Checkpoint>, String> {
+    let (opened, name) = match file {
+        Some(path) => (Checkpoint::open(path), path.display().to_string()),
+        None => (Checkpoint::demo(), DEMO_NAME.to_owned()),
+    };
+    opened
+        .map(Arc::new)
+        .map_err(|error| format!("{name}: {error}"))
 }
 
 /// Where a process computes.
@@ -119,7 +135,7 @@ pub fn open(
     place: Place,
 ) -> Result<Computing, String> {
     let precision = precision_at(model, place != Place::Cpu);
-    let named = |error: String| format!("{}: {error}", model.path.display());
+    let named = |error: String| format!("{}: {error}", model.file_name());
     let (potential, device) = match place {
         Place::Cpu => {
             let options = UmaOptions {
@@ -247,9 +263,7 @@ pub fn selfcheck(config: &SelfcheckConfig) -> Result<(), String> {
     let mut rows = selfcheck::operations(&networks, precision, &make)?;
     print!("{}", selfcheck::table(&rows));
 
-    let checkpoint = Checkpoint::open(&model.path)
-        .map(Arc::new)
-        .map_err(|error| format!("{}: {error}", model.path.display()))?;
+    let checkpoint = open_checkpoint(model.path.as_deref())?;
     let options = UmaOptions {
         precision,
         memory_bytes: model.memory_bytes.unwrap_or(CPU_MEMORY_BYTES),

@@ -14,14 +14,12 @@ use crate::backend::cuda::images;
 use crate::cli::{
     Device, LogFormat, ModelOptions, Precision, PredictArgs, SelfcheckArgs, ServeArgs,
 };
+use crate::potential::uma::checkpoint::DEMO_NAME;
 use crate::server::Token;
 use crate::worker::fault::Fault;
 
 pub use command_line::{Typed, command_line, variable};
 pub use door::{Address, DoorConfig, TokenSource, interface_addresses, read_tokens};
-
-/// The checkpoint that is served when none is named.
-pub const SHIPPED_MODEL: &str = "models/nano-1p2.pt";
 
 /// Whether this build can evaluate on CUDA devices, and if not, why.
 pub const CUDA: Result<(), &str> = images::available();
@@ -182,8 +180,8 @@ fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
 /// The checkpoint and where it is evaluated, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// The checkpoint; exists.
-    pub path: PathBuf,
+    /// The checkpoint, which exists; none: the demo model that is part of the program.
+    pub path: Option<PathBuf>,
     /// Where the network is evaluated. `Auto` only where this build could use a GPU.
     pub device: Device,
     /// Place of this process among those of its host that compute, where a launcher says so: which
@@ -199,6 +197,16 @@ pub struct ModelConfig {
     pub memory_bytes: Option<usize>,
     /// Threads that compute in this process: its CPUs.
     pub threads: usize,
+}
+
+impl ModelConfig {
+    /// What the checkpoint is called in messages.
+    pub fn file_name(&self) -> String {
+        match &self.path {
+            Some(path) => path.display().to_string(),
+            None => DEMO_NAME.into(),
+        }
+    }
 }
 
 /// Settings of `umaserve serve`, checked.
@@ -445,9 +453,12 @@ fn local_index(variable: impl Fn(&'static str) -> Option<usize>) -> usize {
     }
 }
 
-/// The file named on the command line, else by `UMA_MODEL`, else the shipped one. A bare name
-/// and the shipped one are looked for in `models/` here and above the program.
-fn model_path(option: Option<&Path>, environment: &Environment) -> Result<PathBuf, ConfigError> {
+/// The file named on the command line, else by `UMA_MODEL`; none: the demo model. A bare name is
+/// looked for in `models/` here and above the program.
+fn model_path(
+    option: Option<&Path>,
+    environment: &Environment,
+) -> Result<Option<PathBuf>, ConfigError> {
     let (said_by, tried) = match (option, &environment.model) {
         (Some(path), _) => ("--model", vec![path.to_owned()]),
         (None, Some(name)) => {
@@ -456,13 +467,10 @@ fn model_path(option: Option<&Path>, environment: &Environment) -> Result<PathBu
             tried.extend(places(&named, environment));
             ("UMA_MODEL", tried)
         }
-        (None, None) => (
-            "the checkpoint that comes with umaserve (or name one with --model)",
-            places(Path::new(SHIPPED_MODEL), environment),
-        ),
+        (None, None) => return Ok(None),
     };
     match tried.iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path.clone()),
+        Some(path) => Ok(Some(path.clone())),
         None => {
             let tried: Vec<String> = tried.iter().map(|p| p.display().to_string()).collect();
             let reason = format!("{said_by}: there is no file {}", tried.join(" nor "));
@@ -656,7 +664,8 @@ pub(super) mod tests {
         assert!(error.contains("UMA_MODEL"), "{error}");
         assert!(error.contains("models/no-such-model.pt"), "{error}");
         let config = serve_with(&["--model", "Cargo.toml"], &environment).unwrap();
-        assert_eq!(config.model.path, Path::new("Cargo.toml"));
+        assert_eq!(config.model.path.as_deref(), Some(Path::new("Cargo.toml")));
+        assert_eq!(serve_with(&[], &[]).unwrap().model.path, None);
         assert_eq!(config.model.task.as_deref(), Some("omat"));
         let config = serve_with(&["--model", "Cargo.toml", "--task", "omol"], &environment);
         assert_eq!(config.unwrap().model.task.as_deref(), Some("omol"));

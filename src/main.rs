@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use umaserve::cli::{Command, LogFormat, TrajectoryCommand};
 use umaserve::config::{self, Environment, LogConfig, Typed};
-use umaserve::potential::uma::{Checkpoint, describe::describe};
+use umaserve::potential::uma::describe::describe;
 use umaserve::predict::{PredictOptions, predict_file};
 use umaserve::{compute, connect, serve, supervise, trajectory};
 
@@ -37,10 +37,9 @@ fn main() -> ExitCode {
         Command::Predict(args) => config::predict(args, &environment)
             .map_err(text)
             .and_then(|config| predict(&config).map(|()| 0)),
-        Command::Model(args) => Checkpoint::open(&args.file)
+        Command::Model(args) => compute::open_checkpoint(args.file.as_deref())
             .map(|checkpoint| print!("{}", describe(&checkpoint)))
-            .map(|()| 0)
-            .map_err(|error| format!("{}: {error}", args.file.display())),
+            .map(|()| 0),
         Command::Selfcheck(args) => config::selfcheck(args, &environment)
             .map_err(text)
             .and_then(|config| compute::selfcheck(&config))
@@ -82,7 +81,7 @@ fn text(error: impl std::fmt::Display) -> String {
 }
 
 fn predict(config: &config::PredictConfig) -> Result<(), String> {
-    let checkpoint = serve::open(&config.model)?;
+    let checkpoint = compute::open_checkpoint(config.model.path.as_deref())?;
     let potential = serve::potential(&config.model, &checkpoint)?;
     let options = PredictOptions {
         default_task: Some(serve::default_task(

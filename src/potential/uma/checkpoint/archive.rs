@@ -1,7 +1,7 @@
 //! The container: a zip archive of stored (uncompressed) entries, as `torch.save` writes it.
 //!
 //! The file is memory-mapped and an entry is a byte range of the map, so nothing is read before
-//! somebody looks at it. `torch.save` aligns payloads by padding the *local* header of an entry,
+//! somebody looks at it. A checkpoint that is part of the program is read where it lies. `torch.save` aligns payloads by padding the *local* header of an entry,
 //! therefore a payload is found through its local header and never through lengths taken from the
 //! central directory. Files beyond 4 GiB are ZIP64, which the `zip` crate reads.
 
@@ -17,10 +17,16 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::CheckpointError;
 
-/// A file mapped read-only into memory.
+/// A file mapped read-only into memory, or what stands for one in the program itself.
 #[derive(Debug)]
 pub struct MappedFile {
-    map: Mmap,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Map(Mmap),
+    Embedded(&'static [u8]),
 }
 
 impl MappedFile {
@@ -48,39 +54,56 @@ impl MappedFile {
         // SIGBUS; that contract is in the documentation of `open`. Bytes are only ever read as
         // plain numbers, so a change of content cannot break an invariant of a type.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Self { map })
+        Ok(Self {
+            bytes: Bytes::Map(map),
+        })
+    }
+
+    /// A file that is part of the program.
+    pub fn embedded(bytes: &'static [u8]) -> Self {
+        Self {
+            bytes: Bytes::Embedded(bytes),
+        }
+    }
+
+    /// All bytes of the file.
+    fn all(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Map(map) => map,
+            Bytes::Embedded(bytes) => bytes,
+        }
     }
 
     /// Size of the file, bytes.
     pub fn len(&self) -> usize {
-        self.map.len()
+        self.all().len()
     }
 
     /// Whether the file has no bytes (never true: [`MappedFile::open`] refuses empty files).
     pub fn is_empty(&self) -> bool {
-        self.map.is_empty()
+        self.all().is_empty()
     }
 
     /// The bytes of a range that lies inside the file.
     pub fn bytes(&self, range: Range<usize>) -> &[u8] {
-        &self.map[range]
+        &self.all()[range]
     }
 
     /// Asks the kernel to read a range ahead. Advice only: failure is ignored.
     pub fn prefetch(&self, range: Range<usize>) {
-        let _ = self
-            .map
-            .advise_range(Advice::WillNeed, range.start, range.len());
+        if let Bytes::Map(map) = &self.bytes {
+            let _ = map.advise_range(Advice::WillNeed, range.start, range.len());
+        }
     }
 
     /// Gives the physical pages of a range back; the next access reads them again from the file
     /// (in practice from the kernel's page cache). Advice only: failure is ignored.
     pub fn release(&self, range: Range<usize>) {
+        let Bytes::Map(map) = &self.bytes else { return };
         // SAFETY: MADV_DONTNEED on a read-only map of a file drops clean pages, which the kernel
         // fills again from the file on the next access: no byte that a reference can see changes.
         let _ = unsafe {
-            self.map
-                .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+            map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
         };
     }
 }
@@ -91,7 +114,7 @@ struct MapReader(Arc<MappedFile>);
 
 impl AsRef<[u8]> for MapReader {
     fn as_ref(&self) -> &[u8] {
-        &self.0.map
+        self.0.all()
     }
 }
 
@@ -125,8 +148,8 @@ pub struct Archive {
 impl Archive {
     /// Reads the central directory; every entry must lie below the one folder that holds
     /// `data.pkl`.
-    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let file = Arc::new(MappedFile::open(path)?);
+    pub fn read(file: MappedFile) -> Result<Self, CheckpointError> {
+        let file = Arc::new(file);
         let reader = Cursor::new(MapReader(file.clone()));
         let zip = ZipArchive::new(reader).map_err(|e| {
             CheckpointError::Archive(format!("it is not a complete zip archive ({e})"))

@@ -70,10 +70,16 @@ pub enum CheckpointError {
     Tensors(String),
 }
 
+/// What the demo model is called where a file would be named.
+pub const DEMO_NAME: &str = "the built-in demo model";
+
+/// The file that `tools/demo_model/train.py` has written.
+static DEMO: &[u8] = include_bytes!("../../../../models/demo.pt");
+
 /// An open checkpoint.
 #[derive(Clone)]
 pub struct Checkpoint {
-    /// The file it was read from.
+    /// The file it was read from, or [`DEMO_NAME`].
     pub path: PathBuf,
     /// Size of the file, bytes.
     pub file_bytes: usize,
@@ -104,8 +110,17 @@ impl Checkpoint {
     /// The file must not be changed in place while the checkpoint or any of its tensors lives
     /// (see [`MappedFile::open`]).
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
-        let path = path.as_ref();
-        let mut archive = Archive::open(path)?;
+        Self::read(path.as_ref(), MappedFile::open(path.as_ref())?)
+    }
+
+    /// Opens the demo model, which is part of the program: a small UMA trained on GFN2-xTB
+    /// (`tools/demo_model`). It has the path [`DEMO_NAME`].
+    pub fn demo() -> Result<Self, CheckpointError> {
+        Self::read(Path::new(DEMO_NAME), MappedFile::embedded(DEMO))
+    }
+
+    fn read(path: &Path, file: MappedFile) -> Result<Self, CheckpointError> {
+        let mut archive = Archive::read(file)?;
         if let Some(size) = archive.size("byteorder") {
             let entry = archive.locate("byteorder")?;
             if size > 16 || archive.file.bytes(entry.range) != b"little" {
