@@ -701,30 +701,36 @@ fn a_killed_recording_is_repaired_up_to_the_last_flush() {
             .stderr(Stdio::null())
             .spawn()
             .expect("child starts");
-        let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let lines = BufReader::new(process.stdout.take().expect("piped")).lines();
+        // Which recording has how many frames that are safe.
+        let mut said = lines.map_while(Result::ok).filter_map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[..] {
+                ["safe", key, frames] => {
+                    Some((key.parse::<usize>().ok()?, frames.parse::<u64>().ok()?))
+                }
+                _ => None,
+            }
+        });
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        // Some rounds are killed around the creation of the files, most in the middle of it all.
-        let wait = Duration::from_micros(random >> 47);
+        let mut safe = [0; CASES.len()];
+        // Some rounds are killed around the creation of the files, most in the middle of it all:
+        // after so many words of frames that are safe, so that a busy machine gets there too.
         if round % 6 != 0 {
-            lines
-                .by_ref()
-                .map_while(Result::ok)
-                .find(|line| line.contains("safe"))
-                .expect("the child records");
+            let mut words = 1 + (random >> 33) % 12;
+            while words > 0 {
+                let (key, frames) = said.next().expect("the child records");
+                safe[key] = frames;
+                words -= u64::from(frames > 0);
+            }
         }
-        std::thread::sleep(wait);
+        std::thread::sleep(Duration::from_micros(random >> 47));
         process.kill().expect("killed");
         process.wait().expect("gone");
-        let mut safe = [0; CASES.len()];
-        for line in lines.map_while(Result::ok) {
-            let words: Vec<&str> = line.split(' ').collect();
-            if let ["safe", key, frames] = words[..]
-                && let (Ok(key), Ok(frames)) = (key.parse::<usize>(), frames.parse::<u64>())
-            {
-                safe[key] = frames;
-            }
+        for (key, frames) in said {
+            safe[key] = frames;
         }
         for (case, safe) in CASES.iter().zip(safe) {
             let path = into.join(format!("{}.h5", case.label));

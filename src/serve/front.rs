@@ -1,5 +1,6 @@
 //! What rank 0 opens and runs: server, engine, recorder, states of sessions.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TrySendError};
@@ -97,6 +98,7 @@ impl Front {
             ack_cleared: config.ack_cleared,
             default_task: task.clone(),
             tasks: checkpoint.config.task_names().map(str::to_owned).collect(),
+            trained_on: trained_on(checkpoint),
             max_atomic_number: u8::try_from(checkpoint.config.elements().end - 1)
                 .unwrap_or(u8::MAX),
             can_record: recorder.is_some(),
@@ -297,6 +299,15 @@ fn provenance(config: &ServeConfig, checkpoint: &Checkpoint) -> Provenance {
         device: compute::name(&config.model),
         ..Provenance::default()
     }
+}
+
+/// The elements that each task has seen, where the checkpoint tells.
+fn trained_on(checkpoint: &Checkpoint) -> BTreeMap<String, BTreeSet<u8>> {
+    let tasks = checkpoint.config.tasks.iter();
+    tasks
+        .map(|(name, task)| (name.clone(), task.trained_on().collect()))
+        .filter(|(_, elements): &(_, BTreeSet<u8>)| !elements.is_empty())
+        .collect()
 }
 
 /// The recordings that viewers may download.

@@ -37,6 +37,7 @@ pub use settings::SessionSettings;
 
 use crate::comm::{Job, Outcome, SessionId};
 use crate::dynamics::State;
+use crate::system::elements::symbol;
 use edit::Structure;
 use parameters::{Kind, Parameters, Refusal, python_repr};
 use simulation::{Flight, Purpose, Recording, Run, Stall};
@@ -338,7 +339,19 @@ impl Session {
             self.halt();
             self.notice("STRUCTURE_CHANGED", true, Some(count));
         }
+        let known = self.settings.untrained(&self.structure.state.system);
         self.structure.apply(&edit, &self.settings);
+        let untrained = self.settings.untrained(&self.structure.state.system);
+        if !untrained.is_subset(&known) {
+            let task = &self.structure.state.system.task;
+            let symbols: Vec<&str> = untrained.iter().copied().filter_map(symbol).collect();
+            let text = format!(
+                "UNTRAINED_ELEMENTS: the task {task} of this model was not trained on {}; energies \
+                 and forces mean nothing there",
+                symbols.join(", ")
+            );
+            self.notice(text, false, Some(count));
+        }
         if full {
             self.sim_step = 0;
         }

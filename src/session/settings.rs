@@ -1,6 +1,9 @@
 //! Limits and defaults that the server sets once for all its sessions.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use crate::system::System;
 
 /// Limits and defaults of every session.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +24,8 @@ pub struct SessionSettings {
     pub default_task: String,
     /// UMA tasks of the checkpoint.
     pub tasks: Vec<String>,
+    /// Atomic numbers that a task was trained on; a task that is not there says nothing about it.
+    pub trained_on: BTreeMap<String, BTreeSet<u8>>,
     /// Largest atomic number that the checkpoint knows.
     pub max_atomic_number: u8,
     /// Whether the server can record trajectories at all.
@@ -44,11 +49,25 @@ impl Default for SessionSettings {
             ack_cleared: false,
             default_task: "omol".into(),
             tasks: vec!["omol".into()],
+            trained_on: BTreeMap::new(),
             max_atomic_number: 100,
             can_record: false,
             record_by_default: false,
             reconnect: Duration::from_secs(120),
             seed: 0,
+        }
+    }
+}
+
+impl SessionSettings {
+    /// The elements of a structure that its task was not trained on.
+    pub(super) fn untrained(&self, system: &System) -> BTreeSet<u8> {
+        match self.trained_on.get(&system.task) {
+            None => BTreeSet::new(),
+            Some(known) => {
+                let strange = |z: &u8| *z > 0 && !known.contains(z);
+                system.numbers.iter().copied().filter(strange).collect()
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Edits of the structure: answers, checks, merging, sizes, cells.
 
-use umaserve::session::{Content, Delta, Edit};
+use umaserve::session::{Content, Delta, Edit, SessionSettings};
 
 use crate::bench::*;
 use crate::worker::*;
@@ -51,6 +51,53 @@ fn the_counter_of_an_idle_reply_is_that_of_the_message_even_when_it_is_lower_or_
         Some(9),
         "session maximum"
     );
+}
+
+#[test]
+fn elements_that_the_task_never_saw_are_named_once_and_computed() {
+    let knows = |task: &str, z: &[u8]| (task.to_owned(), z.iter().copied().collect());
+    let mut b = Bench::with_settings(SessionSettings {
+        trained_on: [knows("omol", &[1, 6, 7, 8])].into(),
+        ..settings()
+    });
+    b.send(upload(&water()));
+    b.run_idle();
+    assert_eq!(b.take_one().seq, 1);
+    // Oxygen becomes silicon, and then germanium beside it.
+    let transmute = |atom, z| Edit {
+        atomic_numbers: Delta {
+            indices: vec![atom],
+            values: vec![z],
+        },
+        ..sparse()
+    };
+    b.send(edit(transmute(0, 14)).count(4));
+    b.run_idle();
+    let [told, reply] = b.take_array();
+    assert_eq!(told.user_interaction_count, Some(4));
+    let (text, stopped) = notice(&told);
+    assert!(
+        text.starts_with("UNTRAINED_ELEMENTS:") && !stopped,
+        "{text}"
+    );
+    assert!(text.contains("omol") && text.contains("Si"), "{text}");
+    assert_eq!((told.seq, reply.seq), (2, 3));
+    assert_eq!(frame(&reply).positions, water().1);
+    // Not again for the same elements.
+    b.send(edit(move_atom(0, [0.1, 0.0, 0.0])));
+    b.run_idle();
+    frame(&b.take_one());
+    b.send(edit(transmute(1, 32)));
+    b.run_idle();
+    let [told, _] = b.take_array();
+    assert!(notice(&told).0.contains("Si, Ge"), "{:?}", notice(&told));
+    // The other task says nothing about what it knows.
+    b.send(edit(Edit {
+        task: Some("omat".into()),
+        ..transmute(1, 92)
+    }));
+    b.run_idle();
+    frame(&b.take_one());
 }
 
 #[test]

@@ -121,6 +121,15 @@ pub struct Task {
 }
 
 impl Task {
+    /// Atomic numbers that have a reference energy: those that occurred in the training data. None
+    /// where the file has no references, which says nothing.
+    pub fn trained_on(&self) -> impl Iterator<Item = u8> {
+        let table = self.element_references.iter().enumerate().skip(1);
+        table
+            .filter(|(_, energy)| **energy != 0.0)
+            .filter_map(|(z, _)| u8::try_from(z).ok())
+    }
+
     /// Scale of forces: that of the energy unless the file has its own.
     pub fn forces_normalizer(&self) -> Normalizer {
         self.forces.unwrap_or(self.energy)

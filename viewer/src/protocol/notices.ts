@@ -18,6 +18,10 @@ const TABLE: readonly [prefix: string, (rest: string) => Words][] = [
     () => ({ severity: 'info', title: 'Waiting for a structure', detail: 'Open an example or a file, or add atoms.' }),
   ],
   [
+    'UNTRAINED_ELEMENTS',
+    (rest) => ({ severity: 'warning', title: 'This model does not know these elements', detail: `${upper(rest)}.` }),
+  ],
+  [
     'COMPUTE_ERROR',
     (rest) => ({
       severity: 'error',
