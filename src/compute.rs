@@ -35,13 +35,21 @@ impl From<crate::cli::Precision> for Precision {
 /// # Errors
 /// A file that cannot be used, by name.
 pub fn open_checkpoint(file: Option<&Path>) -> Result<Arc<Checkpoint>, String> {
-    let (opened, name) = match file {
-        Some(path) => (Checkpoint::open(path), path.display().to_string()),
-        None => (Checkpoint::demo(), DEMO_NAME.to_owned()),
+    let opened = match file {
+        Some(path) => Checkpoint::open(path),
+        None => Checkpoint::demo(),
     };
     opened
         .map(Arc::new)
-        .map_err(|error| format!("{name}: {error}"))
+        .map_err(|error| format!("{}: {error}", checkpoint_name(file)))
+}
+
+/// What a checkpoint is called in messages.
+pub fn checkpoint_name(file: Option<&Path>) -> String {
+    match file {
+        Some(path) => path.display().to_string(),
+        None => DEMO_NAME.to_owned(),
+    }
 }
 
 /// Where a process computes.
@@ -135,7 +143,7 @@ pub fn open(
     place: Place,
 ) -> Result<Computing, String> {
     let precision = precision_at(model, place != Place::Cpu);
-    let named = |error: String| format!("{}: {error}", model.file_name());
+    let named = |error: String| format!("{}: {error}", checkpoint_name(model.path.as_deref()));
     let (potential, device) = match place {
         Place::Cpu => {
             let options = UmaOptions {

@@ -14,7 +14,6 @@ use crate::backend::cuda::images;
 use crate::cli::{
     Device, LogFormat, ModelOptions, Precision, PredictArgs, SelfcheckArgs, ServeArgs,
 };
-use crate::potential::uma::checkpoint::DEMO_NAME;
 use crate::server::Token;
 use crate::worker::fault::Fault;
 
@@ -197,16 +196,6 @@ pub struct ModelConfig {
     pub memory_bytes: Option<usize>,
     /// Threads that compute in this process: its CPUs.
     pub threads: usize,
-}
-
-impl ModelConfig {
-    /// What the checkpoint is called in messages.
-    pub fn file_name(&self) -> String {
-        match &self.path {
-            Some(path) => path.display().to_string(),
-            None => DEMO_NAME.into(),
-        }
-    }
 }
 
 /// Settings of `umaserve serve`, checked.

@@ -379,7 +379,7 @@ fn print_start(
          \x20             {budget} edges per pass\n\
          \x20 stop        Ctrl-C\n",
         version = env!("CARGO_PKG_VERSION"),
-        file = config.model.file_name(),
+        file = compute::checkpoint_name(config.model.path.as_deref()),
         s = if workers == 1 { "" } else { "s" },
         page = directions.page,
         tunnel = directions.tunnel,
