@@ -77,7 +77,7 @@ def test_notebooks_run(server: Server, path: Path, tmp_path: Path, monkeypatch: 
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MPLBACKEND")
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     pictures = [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 3
