@@ -40,6 +40,7 @@ class Server:
         if "--bind" not in self.options and "--unix-socket" not in self.options:
             command += ["--bind", "127.0.0.1:0"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("UMASERVE", "SLURM"))}
+        assert PROGRAM.exists(), f"{PROGRAM} is not built (`make test-python` does it), or name another in UMASERVE"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + PATIENCE

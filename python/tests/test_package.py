@@ -49,7 +49,7 @@ def test_generated_code_is_that_of_the_schema(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_examples_run(server: Server, path: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, path], env=environment(server), cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, path], env=environment(server), cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     expected = re.findall(r"^# prints: (.*)$", path.read_text(), re.MULTILINE)
@@ -66,7 +66,7 @@ def test_readme_runs(server: Server, tmp_path: Path) -> None:
         script = tmp_path / f"snippet{number}.py"
         script.write_text(snippet.replace("http://127.0.0.1:8000/", str(server.file)))
         done = subprocess.run(
-            [sys.executable, script], env=environment(server), cwd=tmp_path, capture_output=True, text=True, timeout=120
+            [sys.executable, script], env=environment(server), cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, f"{snippet}\n{done.stderr}"
 

@@ -119,6 +119,7 @@ def test_a_callback_ends_the_run_where_it_is(session: Session, ethanol: Atoms) -
     assert last.step == 6
     assert not session.running
     assert session.frame is last
+    assert repr(last).startswith("<Frame of 9 atoms at step 6: -")
     again = session.edit()
     assert again is not None
     assert again.energy == pytest.approx(last.energy, abs=1e-5)
@@ -232,7 +233,7 @@ def test_windows_of_other_sizes(start: Callable[..., Server], ethanol: Atoms, wi
 
 def test_recordings(session: Session, ethanol: Atoms, tmp_path: Path) -> None:
     session.load(warm(ethanol))
-    last = session.run(20, every=5, record=True, label="kept")
+    last = session.run(22, every=5, record=True, label="kept")
     session.run(5, record=False)
     session.end()
     deadline = time.monotonic() + 20
@@ -242,7 +243,7 @@ def test_recordings(session: Session, ethanol: Atoms, tmp_path: Path) -> None:
     path = session.download(found[0]["name"], tmp_path / "kept.h5")
     with h5py.File(path) as file:
         positions = file["particles/all/position/value"][:]
-        assert file["particles/all/position/step"][:].tolist() == [5, 10, 15, 20]
+        assert file["particles/all/position/step"][:].tolist() == [5, 10, 15, 20, 22]
     np.testing.assert_allclose(positions[-1], last.positions, atol=1e-5)
     with pytest.raises(RequestRefused, match="404"):
         session.download("none.h5", tmp_path / "none.h5")

@@ -6,10 +6,11 @@ import random
 import time
 from collections import deque
 from contextlib import ExitStack, suppress
+from typing import Any
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.protocol import State
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection, connect, unix_connect
 
 from . import session_pb2 as pb
 from .address import OPEN_TIMEOUT, Address, refusal
@@ -74,20 +75,21 @@ class Link:
 
     def _open(self) -> None:
         raw = self.address.open_socket()
+        options: dict[str, Any] = {
+            "sock": raw,
+            "additional_headers": self.address.headers,
+            "max_size": None,
+            "max_queue": None,  # bounded by the window; pings, which find a server that has vanished, must not wait
+            "compression": None,
+            "proxy": None,
+            "open_timeout": OPEN_TIMEOUT,
+        }
         try:
-            # Pings find a server that has vanished; the queue is bounded by the window.
-            self._socket = self._held.enter_context(
-                connect(
-                    self.address.websocket,
-                    sock=raw,
-                    additional_headers=self.address.headers,
-                    max_size=None,
-                    max_queue=None,
-                    compression=None,
-                    proxy=None,
-                    open_timeout=OPEN_TIMEOUT,
-                )
-            )
+            if self.address.unix_socket is None:
+                opened = connect(self.address.websocket, **options)
+            else:
+                opened = unix_connect(None, self.address.websocket, **options)
+            self._socket = self._held.enter_context(opened)
         except InvalidStatus as refused:
             raw.close()
             answer = refused.response

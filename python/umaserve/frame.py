@@ -23,7 +23,7 @@ def voigt(stress: Array) -> Array:
     return np.array([stress[0, 0], stress[1, 1], stress[2, 2], stress[1, 2], stress[0, 2], stress[0, 1]])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Frame:
     """
     A frame of the server. Arrays are [N, 3]. Energy, forces and stress are those of exactly these
@@ -54,6 +54,11 @@ class Frame:
     """3 x 3, rows are lattice vectors, Angstrom."""
     stress: Array | None = None
     """3 x 3, eV/Angstrom^3, positive in tension."""
+
+    def __repr__(self) -> str:
+        warmth = "" if math.isnan(self.temperature) else f", {self.temperature:.0f} K"
+        numbers = f"{self.energy:.4f} eV, fmax {self.fmax:.3f} eV/Angstrom{warmth}"
+        return f"<Frame of {len(self.positions)} atoms at step {self.step}: {numbers}>"
 
     @property
     def is_evaluated(self) -> bool:
