@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 8
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve build page test test-page bench fuzz check test-core kernels docs setup setup-tests nvcc readers
+.PHONY: help serve build page test test-page test-python bench fuzz check test-core kernels docs setup setup-tests nvcc readers
 
 # Built without optimisation: that takes one or two minutes, once.
 CARGO_DENY = 0.20.2
@@ -68,12 +68,18 @@ test: setup-tests nvcc readers page ## All tests, with the CUDA kernels on the h
 	cargo test --locked --no-default-features --lib --test architecture
 	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" \
 		cargo test --locked --features host-kernels
-	$(MAKE) --no-print-directory test-page
+	$(MAKE) --no-print-directory test-python test-page
 
 # What needs no other machinery than Rust, MPI and HDF5.
 test-core: setup ## The quick part of the tests: units, layering, sessions, scheduling, neighbours, dynamics
 	cargo test --locked --lib --test architecture --test session --test scheduler \
 		--test neighbors --test dynamics
+
+test-python: setup readers ## Tests of the Python client, its examples and its notebook, against a real server
+	cargo build --locked --features host-kernels --bin umaserve
+	@python="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}"; cd python; \
+	$$python -m ruff format --check --quiet .; $$python -m ruff check --quiet .; $$python -m mypy; \
+	UMASERVE="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/umaserve" $$python -m pytest -q
 
 test-page: setup readers page ## Tests of the page: its parts, then a visit with a browser against a real server
 	@tools/setup.sh browser

@@ -10,12 +10,21 @@ Client of umaserve: run, watch and steer simulations with UMA on a server.
         session.run(steps=1000, temperature=300, callback=lambda frame: print(frame.step, frame.energy))
 
 `UmaServe` is an ASE calculator that evaluates on the server. Units are those of ASE: Angstrom, eV,
-eV/Angstrom, eV/Angstrom^3, kelvin, velocities in Angstrom per ASE time unit; time steps in fs.
+eV/Angstrom, eV/Angstrom^3, kelvin, velocities in Angstrom per ASE time unit (10.18 fs); time steps in fs.
 """
 
 from .address import Address
 from .calculator import UmaServe
-from .errors import ComputeError, ConnectionLost, NotAuthorized, RequestRefused, ServerFull, SessionLost, UmaServeError
+from .errors import (
+    ComputeError,
+    ConnectionLost,
+    NotAuthorized,
+    RequestRefused,
+    ServerFull,
+    SessionLost,
+    TakenOver,
+    UmaServeError,
+)
 from .frame import Frame
 from .session import Session
 
@@ -29,6 +38,7 @@ __all__ = [
     "ServerFull",
     "Session",
     "SessionLost",
+    "TakenOver",
     "UmaServe",
     "UmaServeError",
 ]
