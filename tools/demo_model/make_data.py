@@ -1,12 +1,15 @@
 """
 Label structures of small molecules with GFN2-xTB (tblite) and write them as shards of npz files.
 
-    python make_data.py DATA_DIR [--workers 2] [--scale 1.0] [--seed 0]
+    python make_data.py DATA_DIR [--workers 2] [--scale 1.0] [--seed 0] [--split test] [--protons]
 
 The list of jobs depends on the seed and the scale alone; every job has its own random generator, so
 that a shard can be made again by itself and an interrupted run continues where it stopped. Each shard
 holds, concatenated over its frames: `numbers`, `positions` (Angstrom), `forces` (eV/Angstrom), and per
 frame `natoms`, `energy` (eV), `charge`, `spin` (2S+1), `molecule` (index into `names`), `kind`, `split`.
+`--split test` makes the frames of the held-out molecules alone, the same ones, for `evaluate.py`; use a
+folder of its own for each choice of options. `--protons` makes other jobs instead: protonated and
+deprotonated water, alone and in clusters, pulled apart and at 200 to 700 K, all for training.
 
 Kinds of jobs: `md` (Langevin dynamics at 200 to 1000 K from a random conformer), `rattle` (Gaussian
 displacements), `stretch` (one bond from 0.7 to 2.2 times its length), `pair` (two molecules), `water`
@@ -279,6 +282,32 @@ def jobs(scale: float, seed: int):
     return out
 
 
+def proton_jobs(scale: float, seed: int):
+    """Jobs for protons on and between water molecules, where the list of `jobs` is thin."""
+    rng = random.Random(f"protons {seed}")
+    out = []
+
+    def add(count, kind, smiles, charge, temperatures=(200, 300, 300, 450, 700)):
+        for _ in range(max(1, round(count * scale))):
+            out.append(dict(kind=kind, smiles=smiles, charge=charge, spin=1, split="train", temperature=rng.choice(temperatures), steps=132, every=12, skip=12))  # fmt: skip
+
+    add(36, "stretch", "[OH3+]", 1)
+    add(16, "ion", "[OH3+]", 1)
+    add(60, "ion", "O.[OH3+]", 1)
+    add(60, "proton", "O.[OH3+]", 1)
+    add(30, "ion", "O.O.[OH3+]", 1)
+    add(20, "ion", "O.O.O.[OH3+]", 1)
+    add(12, "stretch", "[OH-]", -1)
+    add(16, "ion", "O.[OH-]", -1)
+    add(16, "proton", "O.[OH-]", -1)
+    add(16, "proton", "O.O", 0)
+    add(16, "stretch", "O", 0)
+    rng.shuffle(out)
+    for index, job in enumerate(out):
+        job["seed"] = (seed + 7777) * 1_000_003 + index
+    return out
+
+
 def make_shard(args):
     directory, number, batch = args
     path = directory / f"shard-{number:04d}.npz"
@@ -319,9 +348,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of jobs of every kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", choices=["train", "test"], help="only the jobs of this split")
+    parser.add_argument("--protons", action="store_true", help="the jobs for protons and water instead")
     args = parser.parse_args()
     args.directory.mkdir(parents=True, exist_ok=True)
-    todo = jobs(args.scale, args.seed)
+    made = proton_jobs if args.protons else jobs
+    todo = [job for job in made(args.scale, args.seed) if args.split in (None, job["split"])]
     (args.directory / "jobs.json").write_text(json.dumps(todo))
     print(f"{len(todo)} jobs, checksum {zlib.crc32(json.dumps(todo).encode()):08x}", flush=True)
     shards = [(args.directory, i // JOBS_PER_SHARD, todo[i : i + JOBS_PER_SHARD]) for i in range(0, len(todo), JOBS_PER_SHARD)]

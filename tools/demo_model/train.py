@@ -3,6 +3,7 @@ Train the demo model on the shards of make_data.py.
 
     python train.py DATA_DIR RUN_DIR --until 05:45           # or --minutes 90; the learning rate ends at zero there
     python train.py DATA_DIR RUN_DIR --until 05:45           # again: continues from RUN_DIR/state.pt
+    python train.py DATA_DIR RUN_DIR --init demo.pt          # start from the weights of a checkpoint that export wrote
     python train.py DATA_DIR RUN_DIR --export demo.pt        # write the averaged weights in the official format
     python train.py DATA_DIR RUN_DIR --check                 # batched network against fairchem's forward pass
 
@@ -27,38 +28,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from frames import Frames
 from network import DATASET, Batch, BatchedEnergy, check_against_fairchem, energy_and_forces, hydra, model_config
 
 DISPLACEMENT = 0.01  # Angstrom
 ELEMENTS = (1, 6, 7, 8)
-
-
-class Frames:
-    """All frames of a directory of shards in memory; `molecule` is the SMILES of each frame."""
-
-    def __init__(self, directory: Path):
-        columns = {k: [] for k in ("numbers", "positions", "forces", "natoms", "energy", "charge", "spin", "kind", "split", "molecule")}
-        for path in sorted(directory.glob("shard-????.npz")):
-            shard = dict(np.load(path))
-            shard["molecule"] = shard["names"][shard["molecule"]]
-            for key in columns:
-                columns[key].append(shard[key])
-        for key, parts in columns.items():
-            setattr(self, key, np.concatenate(parts))
-        self.start = np.concatenate([[0], np.cumsum(self.natoms)])
-
-    def __len__(self):
-        return len(self.natoms)
-
-    def system(self, i):
-        s = slice(self.start[i], self.start[i + 1])
-        return self.numbers[s], self.positions[s], int(self.charge[i]), int(self.spin[i])
-
-    def force(self, i):
-        return self.forces[self.start[i] : self.start[i + 1]]
-
-    def select(self, split):
-        return np.where(self.split == split)[0]
 
 
 def element_references(frames: Frames, rows) -> np.ndarray:
@@ -153,8 +127,11 @@ class Trainer:
         self.state_path = args.run / "state.pt"
         saved = torch.load(self.state_path, map_location="cpu", weights_only=False) if self.state_path.exists() else None
         torch.manual_seed(args.seed)
+        weights = None
         if saved:
             self.config, self.references, self.rmsd = saved["config"], saved["references"], saved["rmsd"]
+        elif args.init:
+            self.config, self.references, self.rmsd, weights = read_checkpoint(args.init)
         else:
             self.config = model_config(args.channels, args.layers, args.experts, args.cutoff, args.basis)
             self.references = element_references(self.frames, self.train_rows)
@@ -162,6 +139,8 @@ class Trainer:
             self.rmsd = float(np.sqrt((some.astype(float) ** 2).mean()))
         self.cutoff = self.config["backbone"]["cutoff"]
         self.model = hydra(self.config).to(self.device)
+        if weights:
+            self.model.load_state_dict(weights)
         self.net = BatchedEnergy(self.model, self.config).to(self.device)
         self.parameters = dict(self.net.named_parameters())
         # Expert and routing parameters first get the spread that makes experts differ from one another.
@@ -345,12 +324,21 @@ def write_checkpoint(model, config, references, rmsd, path: Path):
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
+def read_checkpoint(path: Path):
+    """What `write_checkpoint` wrote: configuration, element references (eV), rmsd (eV/Angstrom), averaged weights."""
+    saved = torch.load(path, map_location="cpu", weights_only=False)
+    energy = next(t for t in saved.tasks_config if t["property"] == "energy")
+    references = np.array(energy["element_references"]["element_references"]["_args_"][0], float)
+    return saved.model_config, references, float(energy["normalizer"]["rmsd"]), dict(saved.model_state_dict)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--until", help="HH:MM UTC today; instead of --minutes")
+    parser.add_argument("--init", type=Path, help="checkpoint to start from when RUN_DIR has no state; the sizes are its own")
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--experts", type=int, default=4)
