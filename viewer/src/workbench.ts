@@ -700,6 +700,11 @@ export class Workbench {
     }
     this.readingDue = true
     this.computing.value = false
+    // A stop drops what was known of the forces: an edit that changes nothing asks for them again.
+    if (!state.running && frame?.energy === undefined) {
+      this.exchange.edit({ fullUpdateFlag: { case: 'fullUpdate', value: false } })
+      this.computing.value = true
+    }
     this.updateBonds(true)
     this.touched()
     this.say('good', 'Session resumed', state.running ? 'The simulation is running.' : `At step ${step}.`)
