@@ -39,6 +39,12 @@ function begin(): void {
     scene.invalidate()
   })
 
+  effect(() => {
+    bench.identity.value
+    const name = bench.structure.name
+    document.title = bench.running.value ? `▶ ${name} – umaserve` : `${name} – umaserve`
+  })
+
   bench.begin(firstExample())
   render(
     <PageContext.Provider value={{ bench, scene, pointer }}>

@@ -54,6 +54,8 @@ export interface ServerInfo {
   model: string
   task: string
   tasks: string[]
+  /** By task: the atomic numbers it was trained with; empty = not told. */
+  elements: Record<string, readonly number[]>
   device: string
   workers: number
   maxAtoms: number
@@ -590,6 +592,14 @@ export class Workbench {
     this.touched()
   }
 
+  /** Elements of `structure` that the model was not trained with, for its task. */
+  untrained(structure: Pick<Structure, 'numbers' | 'task'>): number[] {
+    const server = this.server.value
+    const known = server?.elements[structure.task || server.task] ?? []
+    if (known.length === 0) return []
+    return [...new Set(structure.numbers)].filter((z) => !known.includes(z))
+  }
+
   // --- measuring ---------------------------------------------------------------------------------
 
   addMeasure(atoms: readonly number[]): void {
@@ -690,6 +700,11 @@ export class Workbench {
     }
     this.readingDue = true
     this.computing.value = false
+    // A stop drops what was known of the forces: an edit that changes nothing asks for them again.
+    if (!state.running && frame?.energy === undefined) {
+      this.exchange.edit({ fullUpdateFlag: { case: 'fullUpdate', value: false } })
+      this.computing.value = true
+    }
     this.updateBonds(true)
     this.touched()
     this.say('good', 'Session resumed', state.running ? 'The simulation is running.' : `At step ${step}.`)
@@ -866,15 +881,23 @@ export class Workbench {
         model: text('model'),
         task: text('task'),
         tasks: Array.isArray(body.tasks) ? body.tasks.filter((t): t is string => typeof t === 'string') : [],
+        elements: elementsOf(body.elements),
         device: text('device'),
         workers: typeof body.workers === 'number' ? body.workers : 0,
-        maxAtoms: typeof body.max_atoms === 'number' ? body.max_atoms : MAX_ATOMS,
+        maxAtoms: typeof body.max_atoms === 'number' && body.max_atoms > 0 ? body.max_atoms : MAX_ATOMS,
         records: body.recording === true,
       }
     } catch {
       // Asked again at the next connection.
     }
   }
+}
+
+function elementsOf(value: unknown): Record<string, readonly number[]> {
+  if (typeof value !== 'object' || value === null) return {}
+  return Object.fromEntries(
+    Object.entries(value).filter((entry): entry is [string, number[]] => Array.isArray(entry[1]) && entry[1].every((z) => typeof z === 'number')),
+  )
 }
 
 function sameNumbers(a: ArrayLike<number>, b: ArrayLike<number>): boolean {

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { adjacency, findBonds, sideOfBond } from '../src/chem/bonds'
 import { angle, freeDirection, measure, norm, rotateAtoms, at, principalAxes, torsion, unit, dot, type Vec } from '../src/chem/geometry'
-import { cellOf, formulaText, repeated, selectAtoms, structure, withAtom } from '../src/chem/structure'
+import { cellOf, formulaText, impossibleSpin, multiplet, repeated, selectAtoms, structure, withAtom } from '../src/chem/structure'
 import { temperature, thermalVelocities } from '../src/chem/velocities'
 import { element } from '../src/chem/elements'
 import { EXAMPLES } from '../src/examples'
@@ -158,6 +158,19 @@ describe('structures', () => {
   it('have formulas in Hill order', () => {
     expect(formulaText([1, 8, 6, 1, 17, 35])).toBe('CH2BrClO')
     expect(formulaText([8, 1, 1])).toBe('H2O')
+  })
+  it('know which spins their electrons can have', () => {
+    const methyl = [6, 1, 1, 1]
+    expect(impossibleSpin(methyl, 0, 1)).toBe(9)
+    expect(impossibleSpin(methyl, 0, 2)).toBeUndefined()
+    expect(impossibleSpin(methyl, 1, 1)).toBeUndefined()
+    expect(impossibleSpin(methyl, -1, 2)).toBe(10)
+    expect(impossibleSpin([8, 8], 0, 3)).toBeUndefined()
+    // Nothing given, nothing wrong; but no atom has more unpaired electrons than electrons.
+    expect(impossibleSpin(methyl, 0, 0)).toBeUndefined()
+    expect(impossibleSpin([1], 0, 4)).toBe(1)
+    expect(multiplet(2)).toBe('a doublet')
+    expect(multiplet(9)).toBe('a state of multiplicity 9')
   })
 })
 

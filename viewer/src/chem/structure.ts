@@ -76,6 +76,23 @@ export function formulaText(numbers: ArrayLike<number>): string {
     .join('')
 }
 
+const MULTIPLETS = ['', 'singlet', 'doublet', 'triplet', 'quartet', 'quintet', 'sextet', 'septet']
+
+/** The word for a spin multiplicity, with its article. */
+export function multiplet(multiplicity: number): string {
+  return `a ${MULTIPLETS[multiplicity] ?? `state of multiplicity ${multiplicity}`}`
+}
+
+/** Number of electrons where no such multiplicity exists for it: an even number of electrons has an
+ *  even number of unpaired ones. Undefined where all is well, or where no multiplicity (0) is given. */
+export function impossibleSpin(numbers: ArrayLike<number>, charge: number, multiplicity: number): number | undefined {
+  if (multiplicity === 0 || numbers.length === 0) return undefined
+  let electrons = -charge
+  for (let i = 0; i < numbers.length; i++) electrons += numbers[i]!
+  const paired = electrons - (multiplicity - 1)
+  return paired < 0 || paired % 2 !== 0 ? electrons : undefined
+}
+
 /** The structure with atoms `keep` only, in that order. */
 export function selectAtoms(s: Structure, keep: readonly number[]): Structure {
   const pick = (from: Float64Array): Float64Array => {

@@ -202,43 +202,48 @@ export class Scene {
     this.turn.multiply(new Quaternion().setFromEuler(new Euler(-0.3, 0.25, 0)))
   }
 
-  /** Looks at everything. */
+  /** Looks at everything, from where the eye is turned to. */
   frame(): void {
+    this.stale = true
     const p = this.bench.shownPositions()
-    const n = p.length / 3
-    const low: Vec = [Infinity, Infinity, Infinity]
-    const high: Vec = [-Infinity, -Infinity, -Infinity]
-    const take = (x: number, y: number, z: number): void => {
-      low[0] = Math.min(low[0], x)
-      low[1] = Math.min(low[1], y)
-      low[2] = Math.min(low[2], z)
-      high[0] = Math.max(high[0], x)
-      high[1] = Math.max(high[1], y)
-      high[2] = Math.max(high[2], z)
-    }
-    for (let i = 0; i < n; i++) take(p[3 * i]!, p[3 * i + 1]!, p[3 * i + 2]!)
+    const points: Vector3[] = []
+    for (let i = 0; i < p.length; i += 3) points.push(new Vector3(p[i]!, p[i + 1]!, p[i + 2]!))
     const cell = settings.cell.value ? this.bench.shownCell() : null
     if (cell)
       for (let c = 0; c < 8; c++) {
         const corner = times3([c & 1, (c >> 1) & 1, (c >> 2) & 1], cell)
-        take(corner[0]!, corner[1]!, corner[2]!)
+        points.push(new Vector3(corner[0]!, corner[1]!, corner[2]!))
       }
-    if (!Number.isFinite(low[0])) {
+    if (points.length === 0) {
       this.target.set(0, 0, 0)
       this.distance = 20
-    } else {
-      this.target.set((low[0] + high[0]) / 2, (low[1] + high[1]) / 2, (low[2] + high[2]) / 2)
-      let radius = 0
-      for (let i = 0; i < n; i++)
-        radius = Math.max(
-          radius,
-          Math.hypot(p[3 * i]! - this.target.x, p[3 * i + 1]! - this.target.y, p[3 * i + 2]! - this.target.z),
-        )
-      if (cell) radius = Math.max(radius, Math.hypot(high[0] - low[0], high[1] - low[1], high[2] - low[2]) / 2)
-      const narrow = Math.min(1, this.width / this.height)
-      this.distance = Math.max(7, (1.12 * (radius + 1.4)) / Math.sin((FIELD_OF_VIEW * Math.PI) / 360) / narrow)
+      return
     }
-    this.stale = true
+    // In the axes of the picture: x to the right, y up, z towards the eye.
+    const unturn = this.turn.clone().invert()
+    const low = new Vector3(Infinity, Infinity, Infinity)
+    const high = new Vector3(-Infinity, -Infinity, -Infinity)
+    for (const point of points) {
+      point.applyQuaternion(unturn)
+      low.min(point)
+      high.max(point)
+    }
+    const centre = low.add(high).multiplyScalar(0.5)
+    const tan = Math.tan((FIELD_OF_VIEW * Math.PI) / 360)
+    const aspect = this.width / this.height
+    // Room for the balls and their arrows.
+    const room = 1.3
+    let distance = 7
+    let radius = 0
+    for (const point of points) {
+      const { x, y, z } = point.sub(centre)
+      radius = Math.max(radius, Math.hypot(x, y, z))
+      distance = Math.max(distance, z + (Math.abs(y) + room) / tan, z + (Math.abs(x) + room) / (tan * aspect))
+    }
+    // What is long is not cut off much when it is turned.
+    const turned = (radius + room) / Math.sin(Math.atan(tan * Math.min(1, aspect)))
+    this.distance = Math.max(1.06 * distance, turned / 1.5)
+    this.target.copy(centre).applyQuaternion(this.turn)
   }
 
   /** Draws if anything has changed. */
@@ -323,7 +328,7 @@ export class Scene {
     // Haze only over systems with depth.
     const fog = this.uniforms.fog.value
     fog.x = this.distance - 0.15 * reach
-    fog.y = settings.depth.value && reach > 5 ? 0.55 / reach : 0
+    fog.y = settings.depth.value && reach > 5 ? 0.42 / reach : 0
 
     this.buildBonds(n, bond)
     this.buildArrows(n)

@@ -4,7 +4,7 @@ import { authorized, httpUrl } from '../protocol/address'
 import { emptyStructure } from '../chem/structure'
 import { Dialog } from './controls'
 import { dialog, usePage } from './context'
-import { fileStem, save, saveSnapshot, saveTimeline, show, showExample, showFile, showText } from './actions'
+import { exampleStructure, fileStem, save, saveSnapshot, saveTimeline, show, showExample, showFile, showText } from './actions'
 import { bytes, count } from './format'
 import { Icon } from './icons'
 
@@ -97,14 +97,23 @@ function OpenDialog() {
             <section>
               <h2>{group}</h2>
               <ul>
-                {EXAMPLES.filter((e) => e.group === group).map((e) => (
-                  <li>
-                    <button type="button" data-example={e.name} onClick={() => showExample(page, e)}>
-                      <strong>{e.name}</strong>
-                      <span class="dim">{e.hint}</span>
-                    </button>
-                  </li>
-                ))}
+                {EXAMPLES.filter((e) => e.group === group).map((e) => {
+                  const known = page.bench.untrained(exampleStructure(page, e)).length === 0
+                  return (
+                    <li>
+                      <button
+                        type="button"
+                        data-example={e.name}
+                        class={known ? '' : 'untrained'}
+                        title={known ? undefined : `${page.bench.server.value?.model} was not trained with its elements`}
+                        onClick={() => showExample(page, e)}
+                      >
+                        <strong>{e.name}</strong>
+                        <span class="dim">{known ? e.hint : 'not for this model'}</span>
+                      </button>
+                    </li>
+                  )
+                })}
               </ul>
             </section>
           ))}

@@ -13,7 +13,7 @@ import { fixed } from './format'
 
 /** Frames of the timeline that "recent" shows. */
 const RECENT = 600
-const HEIGHT = 112
+const HEIGHT = 98
 const REDRAW_MS = 150
 
 interface Curve {
@@ -68,11 +68,17 @@ export function Plots() {
         />
       }
     >
-      <div class="plots" data-testid="plots">
-        {charts.map((chart) => (
-          <PlotOf key={`${kind} ${chart.title}`} chart={chart} kind={kind} />
-        ))}
-      </div>
+      {bench.timelineRange.value === undefined ? (
+        <p class="note no-plots">
+          {settings.kind.value === 'md' ? 'Energy, temperature and force' : 'Energy and force'} appear here while a simulation runs.
+        </p>
+      ) : (
+        <div class="plots" data-testid="plots">
+          {charts.map((chart) => (
+            <PlotOf key={`${kind} ${chart.title}`} chart={chart} kind={kind} />
+          ))}
+        </div>
+      )}
     </Section>
   )
 }
@@ -208,7 +214,13 @@ function options(chart: Chart, kind: 'md' | 'relax', width: number, bench: Workb
         gap: 2,
         grid: { stroke: grid, width: 1 },
         ticks: { show: false },
-        values: (plot, ticks) => ticks.map((v, i) => plot.data[0].length === 0 ? '' : (i === ticks.length - 1 ? `${+v.toFixed(4)} ${kind === 'md' ? 'ps' : 'steps'}` : `${+v.toFixed(4)}`)),
+        values: (plot, ticks) => {
+          if (plot.data[0].length === 0) return ticks.map(() => '')
+          // The last number that has room beside it says the unit.
+          const limit = plot.width - 62 - (kind === 'md' ? 34 : 44)
+          const last = ticks.findLastIndex((v) => plot.valToPos(v, 'x') < limit)
+          return ticks.map((v, i) => `${+v.toFixed(4)}${i === last ? (kind === 'md' ? ' ps' : ' steps') : ''}`)
+        },
         space: 60,
       },
       {
@@ -218,7 +230,7 @@ function options(chart: Chart, kind: 'md' | 'relax', width: number, bench: Workb
         gap: 4,
         grid: { stroke: grid, width: 1 },
         ticks: { show: false },
-        space: 26,
+        space: 20,
         values: (plot, ticks) => {
           if (plot.data[0].length === 0) return ticks.map(() => '')
           const span = ticks.length > 1 ? Math.abs(ticks[1]! - ticks[0]!) : 1

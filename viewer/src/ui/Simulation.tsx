@@ -1,6 +1,6 @@
 import { settings } from '../settings'
 import { ASE_TIME_FS } from '../chem/velocities'
-import { NumberField, Section, Segmented, Select, Switch } from './controls'
+import { Fold, NumberField, Section, Segmented, Select, Switch } from './controls'
 import { usePage } from './context'
 import { count, fixed, time } from './format'
 import { Icon } from './icons'
@@ -97,24 +97,6 @@ export function Simulation() {
               onChange={set(settings.friction)}
             />
           )}
-          <NumberField
-            label="Steps per frame"
-            value={settings.stepsPerFrame.value}
-            min={1}
-            max={1000}
-            integer
-            hint="Steps of dynamics between two pictures."
-            onChange={set(settings.stepsPerFrame)}
-          />
-          <NumberField
-            label="Frames per second"
-            value={settings.framesPerSecond.value}
-            min={1}
-            max={60}
-            integer
-            hint="At most; the server sends fewer where a step takes longer."
-            onChange={set(settings.framesPerSecond)}
-          />
           {dt > (light ? 1 : 4) && (
             <p class="caution">
               {light ? 'Above 1 fs the vibrations of hydrogen are not resolved.' : 'A time step this long is rarely stable.'}
@@ -155,38 +137,62 @@ export function Simulation() {
             hint="Of an atom in one step."
             onChange={set(settings.maxStep)}
           />
+        </div>
+      )}
+      <Fold title="Pace, recording, velocities" name="pace">
+        <div class="fields">
+          {kind === 'md' && (
+            <NumberField
+              label="Steps per frame"
+              value={settings.stepsPerFrame.value}
+              min={1}
+              max={1000}
+              integer
+              hint="Steps of dynamics between two pictures."
+              onChange={set(settings.stepsPerFrame)}
+            />
+          )}
           <NumberField
             label="Frames per second"
             value={settings.framesPerSecond.value}
             min={1}
             max={60}
             integer
+            hint="At most; the server sends fewer where a step takes longer."
             onChange={set(settings.framesPerSecond)}
           />
         </div>
-      )}
-      <div class="switches">
-        {bench.server.value?.records && (
+        <div class="switches">
+          {bench.server.value?.records && (
+            <Switch
+              label="Record to a file"
+              hint="An H5MD file on the server; find it under Download."
+              value={settings.record.value}
+              disabled={running}
+              onChange={(value) => (settings.record.value = value)}
+            />
+          )}
           <Switch
-            label="Record to a file"
-            hint="An H5MD file on the server; find it under Download."
-            value={settings.record.value}
-            disabled={running}
-            onChange={(value) => (settings.record.value = value)}
+            label="Keep running without this page"
+            hint="The simulation goes on when the page is closed. Open it again in this tab to see it."
+            value={settings.detached.value}
+            onChange={(value) => bench.setDetached(value)}
           />
+        </div>
+        {kind === 'md' && (
+          <div class="row">
+            <button
+              type="button"
+              class="button small"
+              disabled={running || bench.atoms.value === 0}
+              title="New random velocities of the chosen temperature"
+              onClick={() => bench.heat()}
+            >
+              Draw new velocities
+            </button>
+          </div>
         )}
-        <Switch
-          label="Keep running without this page"
-          hint="The simulation goes on when the page is closed. Open it again in this tab to see it."
-          value={settings.detached.value}
-          onChange={(value) => bench.setDetached(value)}
-        />
-      </div>
-      {kind === 'md' && !running && bench.structure.velocities.some((v) => v !== 0) && bench.reading.value.step >= 0 && (
-        <button type="button" class="link" title="New random velocities of the chosen temperature" onClick={() => bench.heat()}>
-          Draw new velocities at {settings.temperature.value} K
-        </button>
-      )}
+      </Fold>
     </Section>
   )
 }
@@ -205,23 +211,24 @@ export function Readings() {
       <Value label="Max force" testid="fmax" value={fixed(r.fmax, 4)} unit="eV/Å" />
       <Value label="Temperature" testid="temperature" value={fixed(r.temperature, 1)} unit="K" />
       <Value label="Total energy" testid="total" value={fixed(total, 4)} unit="eV" hint="Potential and kinetic energy" />
-      <Value label="Time" testid="time" value={t.value} unit={t.unit} />
-      <Value label="Step" testid="stepcount" value={count(r.step)} unit="" />
-      <Value
-        label="Speed"
-        testid="speed"
-        value={live.stepsPerSecond > 0 && bench.running.value ? fixed(live.stepsPerSecond, live.stepsPerSecond < 10 ? 1 : 0) : '–'}
-        unit="steps/s"
-      />
-      <Value
-        label="Frames"
-        testid="rate"
-        value={live.framesPerSecond > 0 && bench.running.value ? fixed(live.framesPerSecond, live.framesPerSecond < 10 ? 1 : 0) : '–'}
-        unit="1/s"
-      />
+      <p class="pace">
+        <span title="Simulated time">
+          <output data-testid="time">{t.value}</output> {t.unit}
+        </span>
+        <span>
+          step <output data-testid="stepcount">{count(r.step)}</output>
+        </span>
+        {bench.running.value && (
+          <span title={live.framesPerSecond > 0 ? `${rate(live.framesPerSecond)} frames per second` : ''}>
+            <output data-testid="speed">{live.stepsPerSecond > 0 ? rate(live.stepsPerSecond) : '–'}</output> steps/s
+          </span>
+        )}
+      </p>
     </div>
   )
 }
+
+const rate = (perSecond: number): string => fixed(perSecond, perSecond < 10 ? 1 : 0)
 
 function Value(props: { label: string; value: string; unit: string; testid: string; hint?: string }) {
   return (

@@ -1,8 +1,9 @@
 import { useState } from 'preact/hooks'
 import { element, elementOfSymbol } from '../chem/elements'
-import { cellOf, cellParameters, repeated } from '../chem/structure'
+import { cellOf, cellParameters, impossibleSpin, multiplet, repeated } from '../chem/structure'
 import { settings } from '../settings'
 import { NumberField, Section, Segmented, Select, Setting, Switch } from './controls'
+import { untrainedText } from './actions'
 import { usePage } from './context'
 import { fixed } from './format'
 
@@ -120,14 +121,25 @@ export function SelectionPanel() {
 }
 
 export function StructurePanel() {
-  const { bench, scene } = usePage()
+  const page = usePage()
+  const { bench, scene } = page
   bench.identity.value
   const s = bench.structure
   const server = bench.server.value
   const tasks = [...new Set([...(server?.tasks ?? []), ...(s.task ? [s.task] : [])])]
   const cell = s.cell ? cellParameters(s.cell) : null
+  // Where nothing is given, a molecule counts as a singlet.
+  const spin = s.spin || ((s.task || server?.task) === 'omol' ? 1 : 0)
+  const electrons = impossibleSpin(s.numbers, s.charge, spin)
+  const likely = electrons !== undefined ? 1 + (Math.abs(electrons) % 2) : 0
+  const untrained = bench.untrained(s)
   return (
     <Section title="Structure" name="structure">
+      {untrained.length > 0 && (
+        <p class="caution" data-testid="untrained">
+          {untrainedText(page, untrained)}
+        </p>
+      )}
       <div class="fields">
         <NumberField
           label="Charge"
@@ -144,9 +156,20 @@ export function StructurePanel() {
           min={0}
           max={100}
           integer
-          hint="2S + 1: singlet 1, doublet 2, triplet 3. 0 leaves it to the model’s default."
+          zero="default"
+          hint="2S + 1: singlet 1, doublet 2, triplet 3. Empty leaves it to the model’s default."
           onChange={(spin) => bench.change('Spin', { spin })}
         />
+        {electrons !== undefined && (
+          <p class="caution" data-testid="spin-caution">
+            {electrons} electrons cannot be {multiplet(spin)}.{' '}
+            {electrons > 0 && (
+              <button type="button" class="link" onClick={() => bench.change('Spin', { spin: likely })}>
+                Make it {multiplet(likely)}
+              </button>
+            )}
+          </p>
+        )}
         {tasks.length > 0 && (
           <Select
             label="Task"

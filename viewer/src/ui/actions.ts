@@ -1,5 +1,6 @@
 /** What several controls and keys do alike. */
 
+import { element } from '../chem/elements'
 import type { Structure } from '../chem/structure'
 import type { Example } from '../examples'
 import { MAX_FILE_BYTES, readStructure } from '../formats'
@@ -14,13 +15,26 @@ export function show(page: Page, structure: Structure): void {
   page.scene.orient()
   page.scene.frame()
   dialog.value = 'none'
+  const untrained = page.bench.untrained(structure)
+  if (untrained.length > 0) page.bench.say('warning', 'Not for this model', untrainedText(page, untrained))
 }
 
-export function showExample(page: Page, example: Example): void {
+/** Says which elements the model does not know. */
+export function untrainedText(page: Page, elements: readonly number[]): string {
+  const symbols = elements.map((z) => element(z).symbol).join(', ')
+  return `${page.bench.server.value?.model ?? 'The model'} was not trained with ${symbols}: its energies and forces mean nothing here.`
+}
+
+/** The structure of an example, for the model that is served. */
+export function exampleStructure(page: Page, example: Example): Structure {
   const structure = example.make()
   // Crystals belong to the task of materials where the model has it.
   if (structure.cell && !structure.task && page.bench.server.value?.tasks.includes('omat')) structure.task = 'omat'
-  show(page, structure)
+  return structure
+}
+
+export function showExample(page: Page, example: Example): void {
+  show(page, exampleStructure(page, example))
 }
 
 /** Reads text as a structure and shows it; says what is wrong otherwise. Returns whether it worked. */

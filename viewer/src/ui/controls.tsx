@@ -19,9 +19,12 @@ export function NumberField(props: {
   integer?: boolean
   hint?: string
   disabled?: boolean
+  /** Shown instead of 0, which stands for "not given". */
+  zero?: string
   onChange: (value: number) => void
 }) {
-  const show = (value: number): string => String(+value.toFixed(props.digits ?? 6))
+  const show = (value: number): string => (value === 0 && props.zero ? props.zero : String(+value.toFixed(props.digits ?? 6)))
+  const parse = (entered: string): number => (props.zero && (entered.trim() === '' || entered.trim() === props.zero) ? 0 : Number(entered.trim().replace(',', '.').replace('−', '-')))
   const [text, setText] = useState(show(props.value))
   const [bad, setBad] = useState(false)
   const focused = useRef(false)
@@ -29,9 +32,9 @@ export function NumberField(props: {
     if (!focused.current) setText(show(props.value))
   }, [props.value])
   const commit = (): void => {
-    const value = Number(text.trim().replace(',', '.'))
+    const value = parse(text)
     const valid =
-      text.trim() !== '' && Number.isFinite(value) && value >= props.min && value <= props.max && (!props.integer || Number.isInteger(value))
+      (text.trim() !== '' || props.zero !== undefined) && Number.isFinite(value) && value >= props.min && value <= props.max && (!props.integer || Number.isInteger(value))
     setBad(false)
     if (valid && value !== props.value) props.onChange(value)
     setText(show(valid ? value : props.value))
@@ -62,7 +65,7 @@ export function NumberField(props: {
           }}
           onInput={(e) => {
             setText(e.currentTarget.value)
-            const value = Number(e.currentTarget.value.trim().replace(',', '.'))
+            const value = parse(e.currentTarget.value)
             setBad(!(Number.isFinite(value) && value >= props.min && value <= props.max && (!props.integer || Number.isInteger(value))))
           }}
           onBlur={() => {
@@ -170,14 +173,14 @@ export function IconButton(props: {
   )
 }
 
-/** A part of the panel that folds; whether it is open is remembered in this browser. */
-export function Section(props: { title: string; name: string; open?: boolean; extra?: ComponentChildren; children: ComponentChildren }) {
-  const key = `umaserve.section.${props.name}`
+/** Whether something is open, remembered in this browser. */
+function useRemembered(name: string, initially: boolean): [boolean, () => void] {
+  const key = `umaserve.section.${name}`
   const [open, setOpen] = useState(() => {
     try {
-      return (localStorage.getItem(key) ?? String(props.open ?? true)) === 'true'
+      return (localStorage.getItem(key) ?? String(initially)) === 'true'
     } catch {
-      return props.open ?? true
+      return initially
     }
   })
   const toggle = (): void => {
@@ -188,6 +191,12 @@ export function Section(props: { title: string; name: string; open?: boolean; ex
       // Not remembered, then.
     }
   }
+  return [open, toggle]
+}
+
+/** A part of the panel that folds. */
+export function Section(props: { title: string; name: string; open?: boolean; extra?: ComponentChildren; children: ComponentChildren }) {
+  const [open, toggle] = useRemembered(props.name, props.open ?? true)
   return (
     <section class={`section${open ? ' open' : ''}`}>
       <header>
@@ -195,10 +204,24 @@ export function Section(props: { title: string; name: string; open?: boolean; ex
           <Icon name="chevron" size={14} />
           <h2>{props.title}</h2>
         </button>
-        {props.extra}
+        {open && props.extra}
       </header>
       {open && <div class="section-body">{props.children}</div>}
     </section>
+  )
+}
+
+/** What is needed seldom, within a section. */
+export function Fold(props: { title: string; name: string; children: ComponentChildren }) {
+  const [open, toggle] = useRemembered(props.name, false)
+  return (
+    <div class={`fold${open ? ' open' : ''}`}>
+      <button type="button" aria-expanded={open} onClick={toggle}>
+        <Icon name="chevron" size={12} />
+        {props.title}
+      </button>
+      {open && props.children}
+    </div>
   )
 }
 
