@@ -96,13 +96,13 @@ fn alone(config: &ServeConfig) -> Result<Exit, String> {
             rank: 0,
             host: host_name(),
             computes: true,
-            visible: visible_devices(),
+            visible: compute::visible(&config.model),
         }],
         &config.model,
     )?;
     let checkpoint = open(&config.model)?;
     let front = Front::open(config, &checkpoint, 0)?;
-    let started = source(config, &checkpoint, 0).and_then(|source| {
+    let started = source(config, &checkpoint, 0, &place).and_then(|source| {
         let potential = (source.create)()?;
         log_worker(&config.model);
         let body = reviving_thread_body(potential, source, config.max_edges);
@@ -123,11 +123,6 @@ fn alone(config: &ServeConfig) -> Result<Exit, String> {
         }
         Err(reason) => front.fail(reason),
     }
-}
-
-/// The devices that this process may use, by UUID.
-fn visible_devices() -> Vec<String> {
-    compute::visible()
 }
 
 /// The place of `rank` among all ranks.
@@ -155,8 +150,20 @@ fn source(
     config: &ServeConfig,
     checkpoint: &Arc<Checkpoint>,
     worker: usize,
+    place: &Place,
 ) -> Result<PotentialSource, String> {
     let (model, checkpoint) = (config.model.clone(), checkpoint.clone());
+    let place = match place {
+        Place::Device { index, .. } => compute::Place::Cuda(*index),
+        Place::None | Place::Cpu => {
+            // Says whether that is what was asked for.
+            compute::choose(&model)?;
+            compute::Place::Cpu
+        }
+    };
+    if let Some(reason) = compute::fallback(&model) {
+        tracing::info!("{reason}");
+    }
     let probe = System {
         numbers: vec![1, 1],
         positions: vec![[0.0; 3], [0.0, 0.0, 0.74]],
@@ -167,7 +174,7 @@ fn source(
     let fault = config.fault.clone().filter(|fault| fault.worker == worker);
     let passes = Arc::default();
     let create = move || {
-        let potential = potential(&model, &checkpoint)?;
+        let potential = compute::open(&model, &checkpoint, place)?.potential;
         Ok(match &fault {
             Some(fault) => fault.put_into(potential, &passes),
             None => potential,
@@ -204,7 +211,7 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
         rank,
         host: Ranks::host(),
         computes: rank > 0,
-        visible: visible_devices(),
+        visible: compute::visible(&config.model),
     })?;
     // All come to the same answer; one says it.
     let place = place_of(rank, seats, &config.model)
@@ -257,7 +264,7 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
         .map_err(|error| format!("cannot watch for signals: {error}"))
         .and_then(|()| open(&config.model))
         .and_then(|checkpoint| {
-            let source = source(config, &checkpoint, rank - 1)?;
+            let source = source(config, &checkpoint, rank - 1, &place)?;
             let potential = (source.create)()?;
             Ok(((potential, source), identity(&checkpoint)))
         });
@@ -348,7 +355,7 @@ struct Front {
     recorder: Option<Recording>,
     store: Box<dyn StateStore>,
     /// Sessions of an earlier process.
-    restored: Vec<Session>,
+    restored: Vec<(Session, String)>,
     session: Arc<SessionSettings>,
     model: String,
     health: Arc<Health>,
@@ -436,6 +443,9 @@ impl Front {
         let status = HealthStatus {
             model: model.clone(),
             task,
+            tasks: session.tasks.clone(),
+            max_atoms: config.max_atoms,
+            recording: session.can_record,
             cuda: compute::on_cuda(&config.model),
             force_cpu: config.model.force_cpu,
             job_id: config.door.job_id.clone(),
@@ -462,7 +472,7 @@ impl Front {
             last_session: restored
                 .sessions
                 .iter()
-                .map(|s| s.id().0)
+                .map(|(session, _)| session.id().0)
                 .max()
                 .unwrap_or(0),
             max_undigested_bytes: 2 * config.max_message_bytes,
@@ -542,17 +552,19 @@ impl Front {
         self.health.update(|status| {
             status.model_loaded = true;
             status.workers = count;
-            status.ranks = ranks;
+            status.ranks = ranks.clone();
             status.phase = Phase::Ready;
         });
         if let Some(heartbeat) = &self.heartbeat {
             heartbeat.renew();
         }
         let metrics = self.health.metrics();
+        let on_gpus = ranks.iter().any(|rank| rank.device.starts_with("cuda"));
+        let edge_budget = config.edges_per_pass(on_gpus);
         let settings = EngineSettings {
             session: self.session.clone(),
             max_sessions: config.max_sessions,
-            edge_budget: config.edge_budget,
+            edge_budget,
             metrics: metrics.clone(),
             shard_timeout: config.shard_timeout,
             restartable: config.resume.is_some(),
@@ -562,7 +574,8 @@ impl Front {
             config,
             &self.model,
             &self.session.default_task,
-            count,
+            &ranks,
+            edge_budget,
             &self.directions,
         );
         let workers = Observed {
@@ -596,10 +609,11 @@ impl Front {
     }
 }
 
-/// Sessions of an earlier process, and the files that they were recorded to.
+/// Sessions of an earlier process with the names of their owners, and the files that they were
+/// recorded to.
 #[derive(Default)]
 struct Restored {
-    sessions: Vec<Session>,
+    sessions: Vec<(Session, String)>,
     files: Vec<(SessionId, PathBuf)>,
 }
 
@@ -631,7 +645,7 @@ fn restore(
             Ok(session) if session.id() == saved.session => {
                 let file = saved.recording.and_then(|path| found_again(path, record));
                 restored.files.extend(file.map(|path| (session.id(), path)));
-                restored.sessions.push(session);
+                restored.sessions.push((session, saved.owner));
             }
             Ok(_) => refused.push(directory.refuse(saved.session, "of another session")),
             Err(error) => refused.push(directory.refuse(saved.session, error)),
@@ -728,7 +742,8 @@ fn print_start(
     config: &ServeConfig,
     model: &str,
     task: &str,
-    workers: usize,
+    ranks: &[RankStatus],
+    edge_budget: u64,
     directions: &Directions,
 ) {
     let record = match &config.record {
@@ -736,6 +751,16 @@ fn print_start(
         None => "off (--record DIR)".into(),
     };
     let device = compute::name(&config.model);
+    // The first of several only serves.
+    let workers = ranks.len().saturating_sub(1).max(1);
+    let mut places = String::new();
+    // One process needs no table.
+    for rank in ranks.iter().filter(|_| ranks.len() > 1) {
+        let RankStatus {
+            rank, host, device, ..
+        } = rank;
+        places += &format!("\x20 rank {rank:<6} {host:<20} {device}\n");
+    }
     let text = format!(
         "umaserve {version} serves {model} ({file}, task {task}) on {workers} {device} worker{s}\n\
          \x20 open        {page}\n\
@@ -744,6 +769,7 @@ fn print_start(
          \x20 token       {token}\n\
          \x20 viewers     {viewers}    status  {status}\n\
          \x20 recording   {record}\n\
+         {places}\
          \x20 limits      {sessions} sessions, {atoms} atoms and {edges} edges per session,\n\
          \x20             {mib} MiB per message, {unacked} unacknowledged frames,\n\
          \x20             {budget} edges per pass\n\
@@ -762,7 +788,7 @@ fn print_start(
         edges = config.max_edges,
         mib = config.max_message_bytes >> 20,
         unacked = config.max_unacked,
-        budget = config.edge_budget,
+        budget = edge_budget,
     );
     // The output may have been closed; the server is none the worse for it.
     let mut output = std::io::stdout().lock();
