@@ -188,7 +188,8 @@ fn gone(connection: &Connection, from: &str) -> String {
     let Connection { host, state, .. } = connection;
     let age = connection.age().as_secs();
     match state.as_str() {
-        "stopped" | "failed" => format!("{from}: this server has {state} {age} s ago"),
+        "stopped" => format!("{from}: this server was stopped {age} s ago"),
+        "failed" => format!("{from}: this server failed {age} s ago"),
         _ => format!(
             "{from}: the server on {host} has not been heard of for {age} s (more than {} s): \
              killed, or its host is gone",

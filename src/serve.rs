@@ -132,7 +132,14 @@ fn place_of(rank: usize, seats: Vec<Seat>, model: &ModelConfig) -> Result<Place,
         Device::Auto => Wanted::Auto,
         Device::Cuda => Wanted::Devices,
     };
-    let places = placement::assign(&seats, wanted).map_err(|mismatch| mismatch.to_string())?;
+    let places = placement::assign(&seats, wanted).map_err(|mismatch| {
+        // Whether this process can use a GPU at all comes first.
+        match compute::choose(model) {
+            Err(reason) if seats.len() == 1 => reason,
+            Err(reason) => format!("{mismatch}\n(here: {reason})"),
+            Ok(_) => mismatch.to_string(),
+        }
+    })?;
     Ok(places.into_iter().nth(rank).unwrap_or(Place::None))
 }
 
@@ -957,6 +964,10 @@ impl<W: Workers> Workers for Observed<W> {
 
     fn wakes_engine(&self) -> bool {
         self.workers.wakes_engine()
+    }
+
+    fn end_is_near(&mut self) {
+        self.workers.end_is_near();
     }
 
     fn dismiss(&mut self) {

@@ -321,12 +321,16 @@ fn refused(arguments: &[&str]) -> String {
 fn what_cannot_be_served_is_refused_with_the_reason() {
     for (more, reason) in [
         (["--no-auth", "--bind=0.0.0.0:0"], "without tokens"),
-        (["--device", "cuda"], "no CUDA kernels"),
+        // No kernels in this build, or no driver, or no GPU.
+        (["--device", "cuda"], "--device cuda: "),
         (["--task", "chess"], "omat"),
         (["--model", "Cargo.toml"], "Cargo.toml"),
         (["--model", "no-such.pt"], "no-such.pt"),
         (["--max-atoms", "0"], "--max-atoms is 0"),
     ] {
+        if more[1] == "cuda" && umaserve::backend::cuda::driver::devices().is_ok() {
+            continue; // here it can be served
+        }
         let mut all = vec!["serve"];
         if more[0] != "--model" {
             all.extend(["--model", MODEL]);

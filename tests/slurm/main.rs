@@ -21,7 +21,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_umaserve");
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/nano-1p2.pt");
 const SEED: u64 = 7;
 /// Steps of the runs that are compared.
-const LAST_STEP: u64 = 400;
+const LAST_STEP: u64 = 200;
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -159,7 +159,10 @@ fn a_job_is_queued_again_and_its_simulation_goes_on_bit_for_bit() {
     let first = connection(&job, &directory, None);
     assert_eq!(first["job_id"], job.id.as_str());
     assert_eq!(first["ranks"].as_array().map(Vec::len), Some(3), "{first}");
-    let output = job.output();
+    let output = job.wait_for("its greeting", || {
+        let output = job.output();
+        output.contains("recording").then_some(output)
+    });
     assert!(output.contains("started by srun"), "{output}");
     // Everybody can read what a job prints.
     let token = first["token"].as_str().unwrap();
