@@ -1,14 +1,19 @@
 //! What serving costs on top of computing, and how it holds up: the real program on loopback.
 //!
 //! One viewer alone: the time from frame to frame, beside the bare step (integration, neighbour
-//! list, network) of the same structure measured in the same run. Then many viewers at once, every
-//! one with a simulation as fast as it goes: steps per second, time per step, and whether any frame
-//! is lost or comes out of order.
+//! list, network) of the same structure and the echo of a WebSocket ping by the same server, measured in
+//! turns in the same run. Then many viewers at once, every one with a simulation as fast as it goes:
+//! steps per second, time per step, and whether any frame is lost or comes out of order.
+//!
+//! On a machine with other work every hand-over between threads may have to wait for a processor. How
+//! long the threads of the server waited so is read from the kernel (`/proc/PID/task/*/schedstat`) and
+//! printed beside: it is the machine's, not the server's.
 //!
 //! `cargo bench --bench load [-- --clients 64 --seconds 60 --model FILE]`
 //!
 //! The server computes on one thread, so that sockets and viewers have the other cores.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -114,9 +119,81 @@ impl Drop for Server {
     }
 }
 
+/// What the kernel has counted for the threads of a process so far, by the name of the thread.
+#[derive(Clone, Copy, Debug, Default)]
+struct Scheduled {
+    /// Time on a processor, s.
+    ran: f64,
+    /// Time ready to run and without a processor, s.
+    waited: f64,
+    /// Times that it was given a processor.
+    turns: f64,
+}
+
+fn scheduled(process: u32) -> BTreeMap<String, Scheduled> {
+    let mut threads: BTreeMap<String, Scheduled> = BTreeMap::new();
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task"));
+    for task in tasks.into_iter().flatten().flatten() {
+        let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let numbers: Vec<f64> = read("schedstat")
+            .split_whitespace()
+            .filter_map(|number| number.parse().ok())
+            .collect();
+        let [ran, waited, turns] = numbers[..] else {
+            continue; // it has just ended, or this kernel does not count
+        };
+        let name = match task.file_name().to_str() == Some(&process.to_string()) {
+            true => "engine (main thread)".to_owned(),
+            false => read("comm").trim().to_owned(),
+        };
+        let all = threads.entry(name).or_default();
+        all.ran += ran * 1e-9;
+        all.waited += waited * 1e-9;
+        all.turns += turns;
+    }
+    threads
+}
+
+/// Adds to `sum` what has been counted since `before`.
+fn count(
+    sum: &mut BTreeMap<String, Scheduled>,
+    before: &BTreeMap<String, Scheduled>,
+    process: u32,
+) {
+    for (name, now) in scheduled(process) {
+        let before = before.get(&name).copied().unwrap_or_default();
+        let sum = sum.entry(name).or_default();
+        sum.ran += now.ran - before.ran;
+        sum.waited += now.waited - before.waited;
+        sum.turns += now.turns - before.turns;
+    }
+}
+
+fn print_scheduled(threads: &BTreeMap<String, Scheduled>, steps: u64) {
+    let steps = steps as f64;
+    println!("  threads of the server, per step             runs    waits  turns");
+    let (mut ran, mut waited) = (0.0, 0.0);
+    for (name, thread) in threads {
+        let turns = thread.turns / steps;
+        if turns < 1e-3 {
+            continue;
+        }
+        let (runs, waits) = (1e3 * thread.ran / steps, 1e3 * thread.waited / steps);
+        ran += runs;
+        waited += waits;
+        println!("    {name:<36}  {runs:>8.3} {waits:>8.3} {turns:>6.2}");
+    }
+    println!(
+        "    {:<36}  {ran:>8.3} {waited:>8.3}         ms",
+        "together"
+    );
+}
+
 /// What a viewer has seen.
 #[derive(Default)]
 struct Seen {
+    /// Steps in all, also those that do not count.
+    steps: u64,
     /// Time from frame to frame, seconds.
     intervals: Vec<f64>,
     lost: u64,
@@ -224,6 +301,7 @@ async fn view(address: String, seed: u64, begin: Instant, end: Instant) -> Seen 
             _ => seen.out_of_order += 1,
         }
         last_step = Some(step);
+        seen.steps += 1;
         if let Some(last) = last_frame.replace(now)
             && last >= begin
         {
@@ -231,6 +309,32 @@ async fn view(address: String, seed: u64, begin: Instant, end: Instant) -> Seen 
         }
     }
     seen
+}
+
+/// Seconds from a ping to its answer, on a socket that has no session: two hand-overs between
+/// threads and the way through the kernel, and nothing of the engine.
+async fn echoes(address: &str, end: Instant) -> Vec<f64> {
+    let stream = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("the server listens");
+    stream.set_nodelay(true).expect("a TCP socket");
+    let (mut socket, _) = tokio_tungstenite::client_async(format!("ws://{address}/ws"), stream)
+        .await
+        .expect("the server takes the socket");
+    let mut times = Vec::new();
+    while Instant::now() < end {
+        let before = Instant::now();
+        let ping = Message::Ping(Vec::new().into());
+        socket.send(ping).await.expect("the server reads");
+        loop {
+            let answer = socket.next().await.expect("the server goes on");
+            if let Message::Pong(_) = answer.expect("a message") {
+                break;
+            }
+        }
+        times.push(before.elapsed().as_secs_f64());
+    }
+    times
 }
 
 /// The same step without a server, `copies` structures at a time: seconds per batch.
@@ -312,19 +416,27 @@ fn main() -> ExitCode {
     let server = Server::start(&options.model);
 
     // In turns, so that both see the same machine.
-    let (mut bare, mut alone) = (Vec::new(), Seen::default());
+    let (mut bare, mut echo, mut alone) = (Vec::new(), Vec::new(), Seen::default());
+    let mut threads = BTreeMap::new();
     for round in 0..4 {
+        let end = Instant::now() + Duration::from_millis(250);
+        echo.extend(runtime.block_on(echoes(&server.address, end)));
         bare.extend(bare_steps(&potential, 1, 1000));
         let begin = Instant::now() + Duration::from_millis(500);
         let end = begin + Duration::from_millis(2000);
+        let before = scheduled(server.child.id());
         let seen = runtime.block_on(view(server.address.clone(), round, begin, end));
+        count(&mut threads, &before, server.child.id());
         alone.intervals.extend(seen.intervals);
+        alone.steps += seen.steps;
         alone.lost += seen.lost;
         alone.out_of_order += seen.out_of_order;
     }
     let [bare_50, bare_99] = [0.5, 0.99].map(|q| quantile(&mut bare, q));
     let [alone_50, alone_99] = [0.5, 0.99].map(|q| quantile(&mut alone.intervals, q));
+    let [echo_50, echo_99] = [0.5, 0.99].map(|q| quantile(&mut echo, q));
     println!("water, one viewer, milliseconds per step       p50      p99");
+    println!("  echo of a ping                          {echo_50:>8.3} {echo_99:>8.3}");
     println!("  bare step                               {bare_50:>8.3} {bare_99:>8.3}");
     println!("  frame to frame at the viewer            {alone_50:>8.3} {alone_99:>8.3}");
     println!(
@@ -334,13 +446,18 @@ fn main() -> ExitCode {
         alone_99 - bare_50
     );
 
+    print_scheduled(&threads, alone.steps);
+
     let (clients, seconds) = (options.clients, options.seconds);
     let begin = Instant::now() + Duration::from_secs(2);
     let end = begin + Duration::from_secs(seconds);
+    let before = scheduled(server.child.id());
+    let mut threads = BTreeMap::new();
     let all = runtime.block_on(async {
         let viewers = (0..clients as u64).map(|k| view(server.address.clone(), k, begin, end));
         futures_util::future::join_all(viewers).await
     });
+    count(&mut threads, &before, server.child.id());
     let mut intervals: Vec<f64> = all.iter().flat_map(|seen| seen.intervals.clone()).collect();
     let steps = intervals.len() as f64;
     let fewest = all
@@ -373,6 +490,7 @@ fn main() -> ExitCode {
         per_step - bare_batch
     );
     println!("  frames lost, out of order               {lost:>8} {out_of_order:>8}");
+    print_scheduled(&threads, all.iter().map(|seen| seen.steps).sum());
     drop(server);
     match lost + out_of_order {
         0 => ExitCode::SUCCESS,

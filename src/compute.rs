@@ -63,21 +63,39 @@ pub enum Place {
 
 /// The CUDA devices that this process may use, by UUID, in the order of their indices; none
 /// without a driver, a GPU or kernels.
-pub fn visible() -> Vec<String> {
-    match (crate::config::CUDA, driver::devices()) {
-        (Ok(()), Ok(devices)) => devices.into_iter().map(|device| device.uuid).collect(),
-        _ => Vec::new(),
+pub fn visible(model: &ModelConfig) -> Vec<String> {
+    devices(model).unwrap_or_default()
+}
+
+/// The same, or why there are none.
+fn devices(model: &ModelConfig) -> Result<Vec<String>, String> {
+    if !model.emulated_devices.is_empty() {
+        return Ok(model.emulated_devices.clone());
+    }
+    crate::config::CUDA?;
+    let devices = driver::devices().map_err(|error| error.to_string())?;
+    Ok(devices.into_iter().map(|device| device.uuid).collect())
+}
+
+fn device(model: &ModelConfig, index: usize) -> Result<Arc<dyn CudaDevice>, String> {
+    if !model.emulated_devices.is_empty() {
+        return emulated();
+    }
+    match DriverDevice::open(index) {
+        Ok(device) => Ok(Arc::new(device)),
+        Err(error) => Err(format!("CUDA device {index}: {error}")),
     }
 }
 
-/// Where this process computes: on the device with its place among the processes of its host.
+/// Where this process computes, if it has no other on its host to agree with: on the device with
+/// its place among the processes there. Ranks agree by [`placement`](crate::placement).
 ///
 /// # Errors
 /// `--device cuda` without a usable GPU, with the reason.
 pub fn choose(model: &ModelConfig) -> Result<Place, String> {
     let devices = match model.device {
         Device::Cpu => return Ok(Place::Cpu),
-        Device::Auto | Device::Cuda => driver::devices(),
+        Device::Auto | Device::Cuda => devices(model),
     };
     match (devices, model.device) {
         (Ok(devices), _) => Ok(Place::Cuda(model.local_index % devices.len().max(1))),
@@ -93,7 +111,7 @@ pub fn choose(model: &ModelConfig) -> Result<Place, String> {
 
 /// Why a GPU is not used although one would have been, in one line.
 pub fn fallback(model: &ModelConfig) -> Option<String> {
-    match (model.device, driver::devices()) {
+    match (model.device, devices(model)) {
         (Device::Auto, Err(error)) => Some(format!("computing on the CPU: {error}")),
         _ => None,
     }
@@ -157,16 +175,15 @@ pub fn open(
             )
         }
         Place::Cuda(index) => {
-            let on_device = |error: CudaError| format!("CUDA device {index}: {error}");
             {
                 // In a context of its own, so that nothing of it stays.
-                let device = Arc::new(DriverDevice::open(index).map_err(on_device)?);
+                let device = device(model, index)?;
                 selfcheck::quick(precision, &|program, weights| {
                     cuda_backend(program, weights, device.clone(), precision)
                 })
                 .map_err(|error| format!("CUDA device {index}: {error}"))?;
             }
-            let device = Arc::new(DriverDevice::open(index).map_err(on_device)?);
+            let device = device(model, index)?;
             let name = format!("cuda:{index} {}", device.info().name);
             (
                 on_device_of(model, checkpoint, precision, device).map_err(named)?,

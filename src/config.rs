@@ -66,6 +66,8 @@ pub struct Environment {
     pub ranks_on_host: Option<usize>,
     /// `UMASERVE_INJECT_FAULT`: a fault on purpose, for tests; see [`Fault`].
     pub fault: Option<String>,
+    /// `UMASERVE_EMULATE_DEVICES`: devices that this host is to seem to have, by name; for tests.
+    pub emulated_devices: Vec<String>,
     /// `UMASERVE_RANKS`: ranks that were started together; set by `slurm/serve.sh`.
     pub expected_ranks: Option<usize>,
     /// Place of this rank among those of the host that compute.
@@ -125,6 +127,14 @@ impl Environment {
             expected_ranks: number("UMASERVE_RANKS"),
             local_index: local_index(|name| text(name)?.trim().parse().ok()),
             fault: text("UMASERVE_INJECT_FAULT"),
+            emulated_devices: text("UMASERVE_EMULATE_DEVICES")
+                .map(|names| {
+                    names
+                        .split(',')
+                        .map(|name| name.trim().to_owned())
+                        .collect()
+                })
+                .unwrap_or_default(),
             program: None,
             cpus_per_task: text("SLURM_CPUS_PER_TASK").and_then(|n| n.trim().parse().ok()),
             token: text("UMASERVE_TOKEN").map(|token| Token::new(token.trim())),
@@ -186,6 +196,8 @@ pub struct ModelConfig {
     /// Place of this process among those of its host that compute, where a launcher says so: which
     /// GPU it takes.
     pub local_index: usize,
+    /// Devices that this process is to seem to have; what runs on them is emulated by the CPU.
+    pub emulated_devices: Vec<String>,
     /// Whether CUDA was forbidden by the environment.
     pub force_cpu: bool,
     /// Number type of the network, if the user says.
@@ -233,8 +245,8 @@ pub struct ServeConfig {
     pub max_unacked: u64,
     /// Whether the end of a wait is announced.
     pub ack_cleared: bool,
-    /// Edges in one pass.
-    pub edge_budget: u64,
+    /// Edges in one pass, if the user says.
+    pub edge_budget: Option<u64>,
     /// Seed of the sessions' seeds.
     pub seed: u64,
     /// Whether this process is a rank of an MPI job.
@@ -243,6 +255,16 @@ pub struct ServeConfig {
     pub expected_ranks: Option<usize>,
     /// Place of the running program.
     pub program: Option<PathBuf>,
+}
+
+impl ServeConfig {
+    /// Edges in one pass, where the workers compute on GPUs or do not.
+    pub fn edges_per_pass(&self, on_gpus: bool) -> u64 {
+        self.edge_budget.unwrap_or(match on_gpus {
+            true => 200_000,
+            false => 5_000,
+        })
+    }
 }
 
 /// Settings of `umaserve predict`, checked.
@@ -269,10 +291,7 @@ pub struct LogConfig {
 pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig, ConfigError> {
     let mib = |name, value, most| Ok::<_, ConfigError>(usize_in(name, value, 1..=most)? << 20);
     let model = model(&args.model, environment)?;
-    let edge_budget = args.edge_budget.unwrap_or(match model.device {
-        Device::Cuda | Device::Auto => 200_000,
-        Device::Cpu => 5_000,
-    });
+    let budget = |edges| in_range("--edge-budget", edges, 1..=2_000_000_000);
     Ok(ServeConfig {
         model,
         door: door::check(args, environment)?,
@@ -303,7 +322,7 @@ pub fn serve(args: &ServeArgs, environment: &Environment) -> Result<ServeConfig,
         )?),
         max_unacked: in_range("--max-unacked", args.max_unacked, 1..=1_000_000)?,
         ack_cleared: args.ack_cleared,
-        edge_budget: in_range("--edge-budget", edge_budget, 1..=2_000_000_000)?,
+        edge_budget: args.edge_budget.map(budget).transpose()?,
         seed: args.seed,
         launched_by_mpi: environment.launched_by_mpi,
         expected_ranks: environment.expected_ranks,
@@ -383,8 +402,9 @@ fn model(options: &ModelOptions, environment: &Environment) -> Result<ModelConfi
     };
     Ok(ModelConfig {
         path: model_path(options.model.as_deref(), environment)?,
-        device: device(options.device, environment.force_cpu, options.precision)?,
+        device: device(options.device, environment, options.precision)?,
         local_index: environment.local_index,
+        emulated_devices: environment.emulated_devices.clone(),
         force_cpu: environment.force_cpu,
         precision: options.precision,
         task: options.task.clone().or_else(|| environment.task.clone()),
@@ -398,9 +418,14 @@ fn model(options: &ModelOptions, environment: &Environment) -> Result<ModelConfi
 
 fn device(
     wanted: Device,
-    force_cpu: bool,
+    environment: &Environment,
     precision: Option<Precision>,
 ) -> Result<Device, ConfigError> {
+    let force_cpu = environment.force_cpu;
+    let cuda = match environment.emulated_devices.is_empty() {
+        true => CUDA,
+        false => Ok(()),
+    };
     let invalid = |reason: String| Err(ConfigError::Invalid(reason));
     let only_gpu = matches!(precision, Some(Precision::Tf32 | Precision::F16));
     match wanted {
@@ -410,11 +435,11 @@ fn device(
         Device::Cuda if precision == Some(Precision::F64) => {
             invalid("--precision f64 is computed on the CPU only; use --device cpu".into())
         }
-        Device::Cuda => match CUDA {
+        Device::Cuda => match cuda {
             Ok(()) => Ok(Device::Cuda),
             Err(reason) => invalid(format!("--device cuda: {reason}")),
         },
-        Device::Auto if !force_cpu && CUDA.is_ok() && precision != Some(Precision::F64) => {
+        Device::Auto if !force_cpu && cuda.is_ok() && precision != Some(Precision::F64) => {
             Ok(Device::Auto)
         }
         Device::Auto | Device::Cpu if only_gpu => {

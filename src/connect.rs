@@ -188,7 +188,8 @@ fn gone(connection: &Connection, from: &str) -> String {
     let Connection { host, state, .. } = connection;
     let age = connection.age().as_secs();
     match state.as_str() {
-        "stopped" | "failed" => format!("{from}: this server has {state} {age} s ago"),
+        "stopped" => format!("{from}: this server was stopped {age} s ago"),
+        "failed" => format!("{from}: this server failed {age} s ago"),
         _ => format!(
             "{from}: the server on {host} has not been heard of for {age} s (more than {} s): \
              killed, or its host is gone",
@@ -223,7 +224,11 @@ fn table(numbers: &Value) -> String {
         ),
         (
             "up",
-            format!("{} s, {} restarts", text("uptime_s"), text("restarts")),
+            format!(
+                "{}, {} restarts",
+                time(&numbers["uptime_s"]),
+                text("restarts")
+            ),
         ),
         (
             "sessions",
@@ -234,7 +239,7 @@ fn table(numbers: &Value) -> String {
             "steps",
             format!("{} ({} per second)", text("steps"), text("steps_per_s")),
         ),
-        ("recorded", format!("{} bytes", text("bytes_recorded"))),
+        ("recorded", bytes(&numbers["bytes_recorded"])),
     ] {
         let _ = writeln!(lines, "{name:<9}{value}");
     }
@@ -253,6 +258,30 @@ fn table(numbers: &Value) -> String {
         );
     }
     lines
+}
+
+/// Seconds in the words of a clock.
+fn time(seconds: &Value) -> String {
+    let Some(s) = seconds.as_f64().map(|s| s as u64) else {
+        return "-".into();
+    };
+    match (s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60) {
+        (0, 0, 0, s) => format!("{s} s"),
+        (0, 0, min, s) => format!("{min} min {s} s"),
+        (0, h, min, _) => format!("{h} h {min} min"),
+        (d, h, ..) => format!("{d} d {h} h"),
+    }
+}
+
+fn bytes(number: &Value) -> String {
+    let Some(bytes) = number.as_f64() else {
+        return "-".into();
+    };
+    let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", bytes / unit),
+        None => format!("{bytes:.0} bytes"),
+    }
 }
 
 fn is_this_host(connection: &Connection) -> bool {
@@ -296,6 +325,17 @@ mod tests {
         assert_eq!(quote("a b'c"), r"'a b'\''c'");
         assert_eq!(quote("$(x)"), "'$(x)'");
         assert_eq!(quote(""), "''");
+    }
+
+    #[test]
+    fn times_and_sizes_are_those_of_people() {
+        let of = |f: fn(&Value) -> String, number: f64| f(&serde_json::json!(number));
+        assert_eq!(of(time, 42.0), "42 s");
+        assert_eq!(of(time, 3599.0), "59 min 59 s");
+        assert_eq!(of(time, 90_000.0), "1 d 1 h");
+        assert_eq!(of(bytes, 999.0), "999 bytes");
+        assert_eq!(of(bytes, 12_345_678.0), "12.3 MB");
+        assert_eq!(time(&Value::Null), "-");
     }
 
     #[test]

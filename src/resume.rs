@@ -29,7 +29,7 @@ use crate::engine::StateStore;
 use crate::trajectory::{Flusher, TrajectoryError};
 
 /// First bytes of a state file; the last one is the version of its layout.
-const MAGIC: &[u8; 8] = b"UMASTAT\x01";
+const MAGIC: &[u8; 8] = b"UMASTAT\x02";
 const DIGEST_BYTES: usize = 32;
 /// How long frames may take to become safe before a state is written without them.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
@@ -56,6 +56,8 @@ pub struct ComputedBy {
 pub struct Saved {
     /// Its number.
     pub session: SessionId,
+    /// Name of the token that has opened it; empty without tokens.
+    pub owner: String,
     /// What computed it.
     pub computed_by: ComputedBy,
     /// The file that it was being recorded to.
@@ -238,6 +240,7 @@ fn decode_body(body: &[u8]) -> Result<Saved, WireError> {
     let mut input = Reader::new(body);
     let saved = Saved {
         session: SessionId(input.word()?),
+        owner: input.string("owner")?,
         computed_by: ComputedBy {
             checkpoint: input.string("checkpoint")?,
             precision: input.string("precision")?,
@@ -257,6 +260,7 @@ pub fn encode(saved: &Saved) -> Vec<u8> {
     let mut body = Writer::default();
     body.word(saved.session.0);
     for text in [
+        &saved.owner,
         &saved.computed_by.checkpoint,
         &saved.computed_by.precision,
         &saved.computed_by.device,
@@ -313,7 +317,11 @@ struct Orders {
 
 #[derive(Debug)]
 enum Order {
-    Write { state: Vec<u8>, recorded: bool },
+    Write {
+        owner: String,
+        state: Vec<u8>,
+        recorded: bool,
+    },
     Remove,
 }
 
@@ -369,8 +377,14 @@ impl StateStore for StateFiles {
         self.shared.lock().waiting_bytes > MOST_WAITING
     }
 
-    fn save(&mut self, session: SessionId, state: Vec<u8>, recorded: bool) {
-        self.shared.order(session, Order::Write { state, recorded });
+    fn save(&mut self, session: SessionId, owner: &str, state: Vec<u8>, recorded: bool) {
+        let owner = owner.to_owned();
+        let order = Order::Write {
+            owner,
+            state,
+            recorded,
+        };
+        self.shared.order(session, order);
     }
 
     fn forget(&mut self, session: SessionId) {
@@ -408,7 +422,11 @@ impl Keeper {
     fn run(&mut self) {
         while let Some((session, order)) = self.shared.next() {
             let done = match order {
-                Order::Write { state, recorded } => self.write(session, state, recorded),
+                Order::Write {
+                    owner,
+                    state,
+                    recorded,
+                } => self.write(session, owner, state, recorded),
                 Order::Remove => {
                     self.recordings.remove(&session);
                     match std::fs::remove_file(state_path(&self.directory.path, session)) {
@@ -426,7 +444,13 @@ impl Keeper {
         }
     }
 
-    fn write(&mut self, session: SessionId, state: Vec<u8>, recorded: bool) -> std::io::Result<()> {
+    fn write(
+        &mut self,
+        session: SessionId,
+        owner: String,
+        state: Vec<u8>,
+        recorded: bool,
+    ) -> std::io::Result<()> {
         if recorded {
             self.make_frames_safe(session);
         } else {
@@ -434,6 +458,7 @@ impl Keeper {
         }
         let saved = Saved {
             session,
+            owner,
             computed_by: self.computed_by.clone(),
             recording: self.recordings.get(&session).cloned(),
             state,
@@ -506,6 +531,7 @@ mod tests {
     fn saved(number: u64) -> Saved {
         Saved {
             session: SessionId(number),
+            owner: "ada".into(),
             computed_by: ComputedBy {
                 checkpoint: "c".into(),
                 precision: "f32".into(),
@@ -531,7 +557,7 @@ mod tests {
         let mut newer = whole;
         newer[7] += 1;
         let reason = decode(&newer).unwrap_err();
-        assert!(reason.contains("version 2"), "{reason}");
+        assert!(reason.contains("version 3"), "{reason}");
     }
 
     #[test]
@@ -549,8 +575,8 @@ mod tests {
             .store(Duration::from_secs(1), computed_by, None, [])
             .expect("a thread");
         for number in 1..=4 {
-            store.save(SessionId(number), vec![9; 10], false);
-            store.save(SessionId(number), saved(number).state, false);
+            store.save(SessionId(number), "ada", vec![9; 10], false);
+            store.save(SessionId(number), "ada", saved(number).state, false);
         }
         store.forget(SessionId(3));
         store.finish();

@@ -77,13 +77,13 @@ fn alone(config: &ServeConfig) -> Result<Exit, String> {
             rank: 0,
             host: host_name(),
             computes: true,
-            visible: visible_devices(),
+            visible: compute::visible(&config.model),
         }],
         &config.model,
     )?;
     let checkpoint = compute::open_checkpoint(config.model.path.as_deref())?;
     let front = Front::open(config, &checkpoint, 0)?;
-    let started = source(config, &checkpoint, 0).and_then(|source| {
+    let started = source(config, &checkpoint, 0, &place).and_then(|source| {
         let potential = (source.create)()?;
         log_worker(&config.model);
         let body = reviving_thread_body(potential, source, config.max_edges);
@@ -106,11 +106,6 @@ fn alone(config: &ServeConfig) -> Result<Exit, String> {
     }
 }
 
-/// The devices that this process may use, by UUID.
-fn visible_devices() -> Vec<String> {
-    compute::visible()
-}
-
 /// The place of `rank` among all ranks.
 fn place_of(rank: usize, seats: Vec<Seat>, model: &ModelConfig) -> Result<Place, String> {
     let wanted = match model.device {
@@ -118,7 +113,14 @@ fn place_of(rank: usize, seats: Vec<Seat>, model: &ModelConfig) -> Result<Place,
         Device::Auto => Wanted::Auto,
         Device::Cuda => Wanted::Devices,
     };
-    let places = placement::assign(&seats, wanted).map_err(|mismatch| mismatch.to_string())?;
+    let places = placement::assign(&seats, wanted).map_err(|mismatch| {
+        // Whether this process can use a GPU at all comes first.
+        match compute::choose(model) {
+            Err(reason) if seats.len() == 1 => reason,
+            Err(reason) => format!("{mismatch}\n(here: {reason})"),
+            Ok(_) => mismatch.to_string(),
+        }
+    })?;
     Ok(places.into_iter().nth(rank).unwrap_or(Place::None))
 }
 
@@ -136,8 +138,20 @@ fn source(
     config: &ServeConfig,
     checkpoint: &Arc<Checkpoint>,
     worker: usize,
+    place: &Place,
 ) -> Result<PotentialSource, String> {
     let (model, checkpoint) = (config.model.clone(), checkpoint.clone());
+    let place = match place {
+        Place::Device { index, .. } => compute::Place::Cuda(*index),
+        Place::None | Place::Cpu => {
+            // Says whether that is what was asked for.
+            compute::choose(&model)?;
+            compute::Place::Cpu
+        }
+    };
+    if let Some(reason) = compute::fallback(&model) {
+        tracing::info!("{reason}");
+    }
     let probe = System {
         numbers: vec![1, 1],
         positions: vec![[0.0; 3], [0.0, 0.0, 0.74]],
@@ -148,7 +162,7 @@ fn source(
     let fault = config.fault.clone().filter(|fault| fault.worker == worker);
     let passes = Arc::default();
     let create = move || {
-        let potential = potential(&model, &checkpoint)?;
+        let potential = compute::open(&model, &checkpoint, place)?.potential;
         Ok(match &fault {
             Some(fault) => fault.put_into(potential, &passes),
             None => potential,
@@ -185,7 +199,7 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
         rank,
         host: Ranks::host(),
         computes: rank > 0,
-        visible: visible_devices(),
+        visible: compute::visible(&config.model),
     })?;
     // All come to the same answer; one says it.
     let place = place_of(rank, seats, &config.model)
@@ -239,7 +253,7 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
         .map_err(|error| format!("cannot watch for signals: {error}"))
         .and_then(|()| compute::open_checkpoint(config.model.path.as_deref()))
         .and_then(|checkpoint| {
-            let source = source(config, &checkpoint, rank - 1)?;
+            let source = source(config, &checkpoint, rank - 1, &place)?;
             let potential = (source.create)()?;
             Ok(((potential, source), identity(&checkpoint)))
         });

@@ -315,3 +315,20 @@ fn a_worker_that_panics_is_lost_and_the_others_live() {
         WorkerEvent::Done { worker: 1, .. }
     ));
 }
+
+/// A change of the messages makes the kept corpus worthless unless it is written anew.
+#[test]
+fn the_kept_corpus_of_the_fuzz_target_is_understood() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/rank_messages");
+    let (mut shards, mut outcomes) = (0, 0);
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        let is_shard = decode_shard(&bytes).is_ok();
+        let is_outcomes = decode_outcomes(&bytes).is_ok();
+        assert!(is_shard || is_outcomes, "{}", path.display());
+        shards += u32::from(is_shard);
+        outcomes += u32::from(is_outcomes);
+    }
+    assert!(shards >= 2 && outcomes >= 1, "{shards} {outcomes}");
+}

@@ -23,7 +23,8 @@ use umaserve::engine::{
 use umaserve::recording::Recording;
 use umaserve::resume::{ComputedBy, StateDirectory};
 use umaserve::session::{
-    Frame, Goodbye, Payload, RawParameters, Session, SessionSettings, SessionState, Start,
+    AtomPool, Frame, Goodbye, Owner, Payload, RawParameters, Session, SessionSettings,
+    SessionState, Start,
 };
 use umaserve::system::System;
 use umaserve::worker::thread_body;
@@ -57,7 +58,7 @@ impl Running {
         settings: SessionSettings,
         recorder: impl RecordSink + Send + 'static,
         store: impl StateStore + Send + 'static,
-        restored: Vec<Session>,
+        restored: Vec<(Session, String)>,
     ) -> Running {
         let (engine, heard) = events();
         let body = thread_body(Arc::new(LennardJones::default()), MAX_EDGES);
@@ -400,11 +401,11 @@ fn computed_by() -> ComputedBy {
     }
 }
 
-/// What the engine restores from: session bytes and the files that were recorded.
+/// What the engine restores from: sessions with their owners, and the files that were recorded.
 fn restore(
     directory: &StateDirectory,
     settings: &SessionSettings,
-) -> Vec<(Session, Option<PathBuf>)> {
+) -> Vec<((Session, String), Option<PathBuf>)> {
     let (found, refused) = directory.read().unwrap();
     assert_eq!(refused, []);
     let settings = Arc::new(settings.clone());
@@ -413,7 +414,7 @@ fn restore(
         .map(|saved| {
             assert_eq!(saved.computed_by, computed_by());
             let session = Session::restore(&saved.state, settings.clone(), Instant::now()).unwrap();
-            (session, saved.recording)
+            ((session, saved.owner), saved.recording)
         })
         .collect()
 }
@@ -431,9 +432,8 @@ fn recording_server(place: &Path, interval: Duration) -> Running {
     })
     .unwrap();
     let mut recording = Recording::new(recorder, Provenance::default());
-    let (sessions, files): (Vec<Session>, Vec<_>) =
-        restore(&directory, &settings).into_iter().unzip();
-    let ids = sessions.iter().map(Session::id);
+    let (sessions, files): (Vec<_>, Vec<_>) = restore(&directory, &settings).into_iter().unzip();
+    let ids = sessions.iter().map(|(session, _)| session.id());
     let files: Vec<_> = ids
         .zip(files)
         .filter_map(|(id, file)| Some((id, file?)))
@@ -542,6 +542,54 @@ fn drained_simulations_go_on_bit_for_bit_in_the_same_file() {
         .filter(|name| name.contains(".state"))
         .collect();
     assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn a_session_belongs_to_its_token_also_after_a_restart() {
+    let place = tempfile::tempdir().unwrap();
+    let interval = Duration::from_millis(5);
+    let pool = Arc::new(AtomPool::new("the sessions of this token", 9));
+    let come = |server: &Running, id, name: &str, key: &str| {
+        let owner = Owner {
+            name: name.to_owned(),
+            atoms: vec![pool.clone()],
+        };
+        let mut viewer = Viewer::with_owner(&server.engine, id, 64, owner);
+        viewer.attach(key);
+        let state = viewer.hear_state();
+        (viewer, state)
+    };
+    let server = recording_server(place.path(), interval);
+    let (mut ada, state) = come(&server, 1, "ada", "");
+    let key = state.key.digits();
+    ada.upload(&cluster(5, 0));
+    ada.hear().frame();
+    // Somebody else does not get it, whatever they know.
+    let (bob, state) = come(&server, 2, "bob", &key);
+    assert!(!state.resumed && state.system.is_empty());
+    bob.disconnect();
+    assert_eq!(server.end(Event::Drain), Ending::Drained);
+    drop(ada);
+    assert_eq!(pool.used(), 0);
+
+    for round in 0..2 {
+        let server = recording_server(place.path(), interval);
+        let id = 10 * (round + 1);
+        let (bob, state) = come(&server, id, "bob", &key);
+        assert!(!state.resumed && state.system.is_empty(), "round {round}");
+        bob.disconnect();
+        if round == 1 {
+            let (_ada, state) = come(&server, id + 1, "ada", &key);
+            assert!(state.resumed && state.system.len() == 5);
+            // And counts for its owner again.
+            wait_until("its atoms to be counted", || pool.used() == 5);
+        }
+        assert_eq!(server.end(Event::Drain), Ending::Drained);
+    }
+    // Where no tokens are asked for any more, its secret number is enough.
+    let server = recording_server(place.path(), interval);
+    let (_, state) = come(&server, 30, "", &key);
+    assert!(state.resumed);
 }
 
 /// A recording that is ahead of the state, as after a kill: a copy of an old state is put back.

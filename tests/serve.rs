@@ -321,12 +321,16 @@ fn refused(arguments: &[&str]) -> String {
 fn what_cannot_be_served_is_refused_with_the_reason() {
     for (more, reason) in [
         (["--no-auth", "--bind=0.0.0.0:0"], "without tokens"),
-        (["--device", "cuda"], "no CUDA kernels"),
+        // No kernels in this build, or no driver, or no GPU.
+        (["--device", "cuda"], "--device cuda: "),
         (["--task", "chess"], "omat"),
         (["--model", "Cargo.toml"], "Cargo.toml"),
         (["--model", "no-such.pt"], "no-such.pt"),
         (["--max-atoms", "0"], "--max-atoms is 0"),
     ] {
+        if more[1] == "cuda" && umaserve::backend::cuda::driver::devices().is_ok() {
+            continue; // here it can be served
+        }
         let mut all = vec!["serve"];
         if more[0] != "--model" {
             all.extend(["--model", MODEL]);
@@ -363,7 +367,12 @@ mod under_mpirun {
             command.args(["--record", &record]);
         }
         let mut job = Program::start(command);
-        assert_eq!(job.health()["workers"], 2);
+        let health = job.health();
+        assert_eq!(health["workers"], 2);
+        assert_eq!(health["max_atoms"], 20_000);
+        let tasks = health["tasks"].as_array().unwrap();
+        assert!(tasks.iter().any(|task| task == "omol"), "{health}");
+        assert_eq!(health["recording"], cfg!(feature = "hdf5"));
         let mut viewer = job.viewer();
         assert_eq!(viewer.run(30), expected);
         // As Slurm does: to every rank. Rank 0 decides when the others leave.
@@ -376,8 +385,13 @@ mod under_mpirun {
     }
 
     fn refused_job(arguments: &[&str]) -> String {
+        refused_job_with(arguments, &[])
+    }
+
+    fn refused_job_with(arguments: &[&str], environment: &[(&str, &str)]) -> String {
         let mut child = mpirun()
             .args(arguments)
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -435,5 +449,59 @@ mod under_mpirun {
             assert!(text.contains("ranks that cannot work"), "{text}");
             assert!(text.contains("Cargo.toml: "), "{text}");
         }
+    }
+
+    const DEVICES: &str = "UMASERVE_EMULATE_DEVICES";
+
+    #[test]
+    fn ranks_that_outnumber_the_devices_do_not_start_and_a_table_says_why() {
+        let mut job = vec!["-n", "4", PROGRAM];
+        job.extend(arguments(&["--device", "cuda"]));
+        let text = refused_job_with(&job, &[(DEVICES, "GPU-a,GPU-b")]);
+        assert!(text.contains("needs a device of its own"), "{text}");
+        assert!(text.contains("3 computing ranks, 2 devices"), "{text}");
+        for (rank, device) in [(0, "serves"), (1, "GPU-a"), (2, "GPU-b"), (3, "none")] {
+            let found = text.lines().any(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                words.first() == Some(&&*rank.to_string()) && words.get(2) == Some(&device)
+            });
+            assert!(found, "rank {rank} on {device}: {text}");
+        }
+        // Once, not by every rank.
+        let times = text.matches("needs a device of its own").count();
+        assert_eq!(times, 1, "{text}");
+    }
+
+    /// Two workers on two devices, which the CPU emulates.
+    #[cfg(feature = "host-kernels")]
+    #[test]
+    fn every_computing_rank_has_the_device_of_its_place() {
+        let mut command = mpirun();
+        command
+            .args(["-n", "3", PROGRAM])
+            .env(DEVICES, "GPU-a,GPU-b");
+        command.args(arguments(&["--device", "cuda", "--precision", "f32"]));
+        let job = Program::start(command);
+        let text = &job.text;
+        for (rank, device) in [(0, "serves"), (1, "cuda:0 GPU-a"), (2, "cuda:1 GPU-b")] {
+            let found = text.lines().any(|line| {
+                let line = line.trim();
+                line.starts_with(&format!("rank {rank} ")) && line.ends_with(device)
+            });
+            assert!(found, "rank {rank} on {device}: {text}");
+        }
+        let status: serde_json::Value = serde_json::from_str(&job.get("/serve/status")).unwrap();
+        let devices: Vec<&str> = status["ranks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|rank| rank["device"].as_str().unwrap())
+            .collect();
+        assert_eq!(devices, ["serves", "cuda:0 GPU-a", "cuda:1 GPU-b"]);
+        assert_eq!(job.health()["device"], "cuda");
+        // It computes there: the numbers of the CPU, but for the order of sums.
+        let [seen, expected] = [&job, &Program::start(umaserve(&arguments(&[])))]
+            .map(|server| server.viewer().run(2)[0]);
+        assert!((seen - expected).abs() < 1e-3, "{seen} and {expected} eV");
     }
 }

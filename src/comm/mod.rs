@@ -139,6 +139,9 @@ pub trait Workers {
     /// are out.
     fn wakes_engine(&self) -> bool;
 
+    /// The engine is about to end: a worker that shows no sign of life is not waited for any more.
+    fn end_is_near(&mut self) {}
+
     /// Tells every worker to leave when it has finished what it has in hand, and does not wait.
     fn dismiss(&mut self) {}
 

@@ -57,6 +57,9 @@ const FIT: Tag = 9;
 
 /// Time between two heart-beats.
 const BEAT: Duration = Duration::from_secs(1);
+/// Silence after which a rank is not waited for at the end of a job. When one has been killed, the
+/// launcher asks rank 0 to end, which it must not delay until the rank counts as hung.
+const SILENCE_AT_THE_END: Duration = Duration::from_millis(2500);
 
 /// Exit code of a job that has to be started again.
 pub const FAULT_EXIT_CODE: i32 = 70;
@@ -447,10 +450,10 @@ impl MpiWorkers<'_> {
         let now = Instant::now();
         let mut hung = None;
         for worker in 0..self.pulses.len() {
-            if self.lost[worker].is_some() || self.dismissed {
+            if self.lost[worker].is_some() {
                 continue;
             }
-            if self.pulses[worker].beats(now) {
+            if !self.dismissed && self.pulses[worker].beats(now) {
                 self.push(worker, Vec::new(), HEARTBEAT);
             }
             if let Some(silence) = self.pulses[worker].silent(now)
@@ -459,9 +462,10 @@ impl MpiWorkers<'_> {
                 let rank = worker + 1;
                 let seconds = silence.as_secs_f64();
                 let reason = format!("rank {rank} has been silent for {seconds:.1} s");
-                // Told once; it is given no more shards.
+                // Told once; it is given no more shards, and cannot be asked to leave.
                 self.lost[worker] = Some(reason.clone());
                 self.told[worker] = true;
+                self.stuck.set(true);
                 hung = Some(WorkerEvent::Hung { worker, reason });
             }
         }
@@ -544,6 +548,12 @@ impl Workers for MpiWorkers<'_> {
 
     fn wakes_engine(&self) -> bool {
         false
+    }
+
+    fn end_is_near(&mut self) {
+        for pulse in &mut self.pulses {
+            pulse.timeout = pulse.timeout.min(SILENCE_AT_THE_END);
+        }
     }
 
     fn dismiss(&mut self) {

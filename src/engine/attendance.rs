@@ -33,15 +33,20 @@ impl Seat {
 }
 
 impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
-    /// Takes over restored sessions; their viewers are not there yet.
-    pub fn adopt(&mut self, sessions: Vec<Session>) {
+    /// Takes over restored sessions and the names of their owners; the viewers are not there yet.
+    pub fn adopt(&mut self, sessions: Vec<(Session, String)>) {
         let now = Instant::now();
-        for session in sessions {
+        for (session, owner) in sessions {
             let id = session.id();
             if let Some(key) = session.key() {
                 self.keys.insert(key, id);
             }
-            self.sessions.insert(id, Seat::new(session, now));
+            let owner = Owner {
+                name: owner,
+                ..Owner::default()
+            };
+            let seat = Seat::new(session, Arc::new(owner), now);
+            self.sessions.insert(id, seat);
             self.touched.insert(id);
         }
     }
@@ -111,11 +116,12 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
             .as_deref()
             .and_then(SessionKey::parse)
             .and_then(|key| self.keys.get(&key).copied())
-            // A session belongs to the token that has opened it.
+            // A session belongs to the token that has opened it, also after a restart. Without
+            // tokens nobody can be told from another, and the secret session id is enough.
             .filter(|session| {
                 let seat = self.sessions.get(session);
-                let other = seat.and_then(|seat| seat.owner.as_ref());
-                other.is_none_or(|other| other.name == owner.name)
+                let opened_by = seat.map_or("", |seat| &seat.owner.name);
+                opened_by.is_empty() || owner.name.is_empty() || opened_by == owner.name
             });
         if let Some(session) = known {
             self.resume(session, id, message, now);
@@ -127,9 +133,8 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
         }
         let session =
             Session::new(id, self.settings.session.clone(), now).with_allowance(owner.allowance());
-        let mut seat = Seat::new(session, now);
+        let mut seat = Seat::new(session, owner, now);
         seat.viewer = Some(id);
-        seat.owner = Some(owner);
         if attach.is_some() {
             let key = match new_key() {
                 Ok(key) => key,
@@ -166,12 +171,10 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
             return;
         };
         seat.viewer = Some(connection);
-        if seat.owner.is_none()
-            && let Some(owner) = owner
-        {
+        if let Some(owner) = owner.filter(|owner| !Arc::ptr_eq(owner, &seat.owner)) {
             // Of a restored session: from now on its atoms are counted.
             seat.session.draw_from(owner.allowance());
-            seat.owner = Some(owner);
+            seat.owner = owner;
         }
         seat.span
             .in_scope(|| tracing::info!(connection = connection.0, "session resumed"));

@@ -34,6 +34,7 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
         self.send_away(&ending);
         // What has not left is not sent any more.
         self.scheduler.drain();
+        self.workers.end_is_near();
         if self.store.interval().is_some() {
             let patience = match ending {
                 Ending::Failed(_) => LANDING_AFTER_FAULT,

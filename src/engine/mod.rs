@@ -181,8 +181,8 @@ pub struct EngineSettings {
     /// Messages of one viewer that wait for an evaluation. The server slows a viewer down long
     /// before; beyond this the session ends.
     pub max_waiting_messages: usize,
-    /// Messages for one viewer that wait for room in its queue. Frames never wait here, because
-    /// no step is done meanwhile; beyond this the session ends.
+    /// Messages for one viewer that wait for room in its queue. While any waits no step is begun;
+    /// beyond this the session ends.
     pub max_backlog: usize,
     /// Edges in one shard.
     pub edge_budget: u64,
@@ -254,15 +254,15 @@ struct Seat {
     wake_at: Option<Instant>,
     /// When the job that is out became ready.
     job_since: Option<Instant>,
-    /// Whose it is; not known of a restored session until somebody comes for it.
-    owner: Option<Arc<Owner>>,
+    /// Whose it is. The owner of a restored session draws no atoms until it comes back.
+    owner: Arc<Owner>,
     /// Name of the file that is being recorded.
     recording: Option<String>,
     safekeeping: Safekeeping,
 }
 
 impl Seat {
-    fn new(session: Session, now: Instant) -> Seat {
+    fn new(session: Session, owner: Arc<Owner>, now: Instant) -> Seat {
         let span = tracing::info_span!("session", id = session.id().0);
         span.in_scope(|| tracing::debug!("session begins"));
         Seat {
@@ -275,7 +275,7 @@ impl Seat {
             recording: None,
             safekeeping: Safekeeping::default(),
             job_since: None,
-            owner: None,
+            owner,
         }
     }
 }
@@ -400,14 +400,20 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
         self.watch_shards(now);
         self.pass_notices(now);
         loop {
-            for id in std::mem::take(&mut self.touched) {
-                self.let_act(id);
+            let touched = std::mem::take(&mut self.touched);
+            // Workers first: whoever is woken by a message may take the processor from this thread.
+            for &id in &touched {
+                self.let_step(id);
             }
             self.dispatch();
+            for id in touched {
+                self.let_act(id);
+            }
             if self.touched.is_empty() {
                 break;
             }
-            // A job has failed at once, for want of workers: its session may act again.
+            // A job has failed at once, for want of workers, or a viewer has caught up: the session
+            // may act again.
         }
         let queued = self.scheduler.queued() as u64;
         self.statistics.queued_jobs.store(queued, Ordering::Relaxed);
@@ -524,23 +530,30 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
         }
     }
 
-    /// A session acts: jobs to the queue, messages to its viewer, records to the recorder.
-    fn let_act(&mut self, id: SessionId) {
-        let now = Instant::now();
-        if let Err(farewell) = self.forward(id) {
-            return self.let_go(id, &farewell, now);
-        }
-        // A viewer that does not keep up gets no new steps until it does.
+    /// The next job of a session to the queue. A viewer that does not keep up gets no new steps
+    /// until it does.
+    fn let_step(&mut self, id: SessionId) {
         let keeps_up = |seat: &Seat| seat.backlog.is_empty();
         if self.sessions.get(&id).is_some_and(keeps_up) {
+            let now = Instant::now();
             let mut job: Option<Job> = None;
             self.with_session(id, |session| job = session.next_job(now));
             self.queue_job(job);
-            if let Err(farewell) = self.forward(id) {
-                return self.let_go(id, &farewell, now);
-            }
+            self.touched.remove(&id);
         }
-        self.touched.remove(&id);
+    }
+
+    /// A session acts: messages to its viewer, records to the recorder, its state to the store.
+    fn let_act(&mut self, id: SessionId) {
+        let now = Instant::now();
+        let is_behind = |seat: &Seat| !seat.backlog.is_empty();
+        let was_behind = self.sessions.get(&id).is_some_and(is_behind);
+        if let Err(farewell) = self.forward(id) {
+            return self.let_go(id, &farewell, now);
+        }
+        if was_behind && !self.sessions.get(&id).is_some_and(is_behind) {
+            self.touched.insert(id); // it may step again
+        }
         let Some(seat) = self.sessions.get_mut(&id) else {
             return;
         };

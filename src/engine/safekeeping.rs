@@ -17,9 +17,10 @@ pub trait StateStore {
     /// Whether saves wait for the disk: more of them would not come sooner.
     fn is_behind(&self) -> bool;
 
-    /// Replaces the state of a session. `recorded`: the state may be kept only once all frames
-    /// that were recorded before this call are safe.
-    fn save(&mut self, session: SessionId, state: Vec<u8>, recorded: bool);
+    /// Replaces the state of a session, which belongs to `owner` (the name of a token).
+    /// `recorded`: the state may be kept only once all frames that were recorded before this call
+    /// are safe.
+    fn save(&mut self, session: SessionId, owner: &str, state: Vec<u8>, recorded: bool);
 
     /// The session has ended: its state is removed.
     fn forget(&mut self, session: SessionId);
@@ -41,7 +42,7 @@ impl StateStore for NoStore {
         false
     }
 
-    fn save(&mut self, _: SessionId, _: Vec<u8>, _: bool) {}
+    fn save(&mut self, _: SessionId, _: &str, _: Vec<u8>, _: bool) {}
     fn forget(&mut self, _: SessionId) {}
     fn finish(&mut self) {}
 }
@@ -55,8 +56,8 @@ impl<S: StateStore + ?Sized> StateStore for Box<S> {
         (**self).is_behind()
     }
 
-    fn save(&mut self, session: SessionId, state: Vec<u8>, recorded: bool) {
-        (**self).save(session, state, recorded);
+    fn save(&mut self, session: SessionId, owner: &str, state: Vec<u8>, recorded: bool) {
+        (**self).save(session, owner, state, recorded);
     }
 
     fn forget(&mut self, session: SessionId) {
@@ -116,6 +117,7 @@ impl Seat {
         self.safekeeping.urgent = false;
         statistics.saves.fetch_add(1, Ordering::Relaxed);
         let recorded = self.session.is_recorded();
-        store.save(self.session.id(), self.session.save(), recorded);
+        let state = self.session.save();
+        store.save(self.session.id(), &self.owner.name, state, recorded);
     }
 }

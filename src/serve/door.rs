@@ -1,7 +1,7 @@
 //! What rank 0 opens towards its users: listeners, tokens, the connection file, the first lines
 //! that it prints.
 
-use std::io::{ErrorKind, IsTerminal as _};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -228,13 +228,13 @@ fn shows_token(config: &DoorConfig) -> bool {
         ShowToken::Always => true,
         ShowToken::Never => false,
         ShowToken::Auto if !known_elsewhere => true,
-        ShowToken::Auto => std::io::stdout().is_terminal() || is_private(config),
+        ShowToken::Auto => is_private(config),
     }
 }
 
 /// Whether standard output goes to this user only. What a Slurm job prints lands in a file that
-/// everybody can read, by default; outside of a job a pipe is a launcher that prints to a
-/// terminal.
+/// everybody can read, by default, also what it prints to a terminal (`srun --unbuffered` makes
+/// one); outside of a job a pipe is a launcher that prints to a terminal.
 fn is_private(config: &DoorConfig) -> bool {
     let output = std::io::stdout().as_fd().try_clone_to_owned();
     let Ok(metadata) = output

@@ -40,7 +40,7 @@ pub(super) struct Front {
     recorder: Option<Recording>,
     store: Box<dyn StateStore>,
     /// Sessions of an earlier process.
-    restored: Vec<Session>,
+    restored: Vec<(Session, String)>,
     session: Arc<SessionSettings>,
     model: String,
     health: Arc<Health>,
@@ -129,6 +129,9 @@ impl Front {
         let status = HealthStatus {
             model: model.clone(),
             task,
+            tasks: session.tasks.clone(),
+            max_atoms: config.max_atoms,
+            recording: session.can_record,
             cuda: compute::on_cuda(&config.model),
             force_cpu: config.model.force_cpu,
             job_id: config.door.job_id.clone(),
@@ -155,7 +158,7 @@ impl Front {
             last_session: restored
                 .sessions
                 .iter()
-                .map(|s| s.id().0)
+                .map(|(session, _)| session.id().0)
                 .max()
                 .unwrap_or(0),
             max_undigested_bytes: 2 * config.max_message_bytes,
@@ -235,17 +238,19 @@ impl Front {
         self.health.update(|status| {
             status.model_loaded = true;
             status.workers = count;
-            status.ranks = ranks;
+            status.ranks = ranks.clone();
             status.phase = Phase::Ready;
         });
         if let Some(heartbeat) = &self.heartbeat {
             heartbeat.renew();
         }
         let metrics = self.health.metrics();
+        let on_gpus = ranks.iter().any(|rank| rank.device.starts_with("cuda"));
+        let edge_budget = config.edges_per_pass(on_gpus);
         let settings = EngineSettings {
             session: self.session.clone(),
             max_sessions: config.max_sessions,
-            edge_budget: config.edge_budget,
+            edge_budget,
             metrics: metrics.clone(),
             shard_timeout: config.shard_timeout,
             restartable: config.resume.is_some(),
@@ -255,7 +260,8 @@ impl Front {
             config,
             &self.model,
             &self.session.default_task,
-            count,
+            &ranks,
+            edge_budget,
             &self.directions,
         );
         let workers = Observed::new(workers, self.health.clone(), metrics, first_rank);
@@ -351,7 +357,8 @@ fn print_start(
     config: &ServeConfig,
     model: &str,
     task: &str,
-    workers: usize,
+    ranks: &[RankStatus],
+    edge_budget: u64,
     directions: &Directions,
 ) {
     let record = match &config.record {
@@ -359,6 +366,16 @@ fn print_start(
         None => "off (--record DIR)".into(),
     };
     let device = compute::name(&config.model);
+    // The first of several only serves.
+    let workers = ranks.len().saturating_sub(1).max(1);
+    let mut places = String::new();
+    // One process needs no table.
+    for rank in ranks.iter().filter(|_| ranks.len() > 1) {
+        let RankStatus {
+            rank, host, device, ..
+        } = rank;
+        places += &format!("\x20 rank {rank:<6} {host:<20} {device}\n");
+    }
     let demo = match config.model.path {
         Some(_) => "",
         None => {
@@ -374,6 +391,7 @@ fn print_start(
          \x20 token       {token}\n\
          \x20 viewers     {viewers}    status  {status}\n\
          \x20 recording   {record}\n\
+         {places}\
          \x20 limits      {sessions} sessions, {atoms} atoms and {edges} edges per session,\n\
          \x20             {mib} MiB per message, {unacked} unacknowledged frames,\n\
          \x20             {budget} edges per pass\n\
@@ -392,7 +410,7 @@ fn print_start(
         edges = config.max_edges,
         mib = config.max_message_bytes >> 20,
         unacked = config.max_unacked,
-        budget = config.edge_budget,
+        budget = edge_budget,
     );
     // The output may have been closed; the server is none the worse for it.
     let mut output = std::io::stdout().lock();

@@ -144,6 +144,10 @@ impl<W: Workers> Workers for Observed<W> {
         self.workers.wakes_engine()
     }
 
+    fn end_is_near(&mut self) {
+        self.workers.end_is_near();
+    }
+
     fn dismiss(&mut self) {
         self.workers.dismiss();
     }

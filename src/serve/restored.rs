@@ -9,10 +9,11 @@ use crate::resume::{ComputedBy, StateDirectory};
 use crate::session::{Session, SessionSettings};
 use crate::trajectory::repair_directory;
 
-/// Sessions of an earlier process, and the files that they were recorded to.
+/// Sessions of an earlier process with the names of their owners, and the files that they were
+/// recorded to.
 #[derive(Default)]
 pub(super) struct Restored {
-    pub(super) sessions: Vec<Session>,
+    pub(super) sessions: Vec<(Session, String)>,
     pub(super) files: Vec<(SessionId, PathBuf)>,
 }
 
@@ -44,7 +45,7 @@ pub(super) fn restore(
             Ok(session) if session.id() == saved.session => {
                 let file = saved.recording.and_then(|path| found_again(path, record));
                 restored.files.extend(file.map(|path| (session.id(), path)));
-                restored.sessions.push(session);
+                restored.sessions.push((session, saved.owner));
             }
             Ok(_) => refused.push(directory.refuse(saved.session, "of another session")),
             Err(error) => refused.push(directory.refuse(saved.session, error)),

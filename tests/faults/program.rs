@@ -74,6 +74,14 @@ pub fn python() -> Option<String> {
         .filter(|python| !python.is_empty())
 }
 
+/// Says that something cannot be tested here, also where the output of tests is captured.
+pub fn not_tested(what: &str) {
+    use std::io::Write as _;
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let _ = writeln!(std::io::stderr(), "NOT TESTED {test}: {what}");
+}
+
 pub fn signal(name: &str, process: u32) {
     let status = Command::new("kill")
         .args([format!("-{name}"), process.to_string()])
@@ -148,15 +156,29 @@ impl Program {
         }
     }
 
-    #[cfg(feature = "mpi")]
-    pub fn health(&self) -> serde_json::Value {
+    fn get(&self, path: &str) -> String {
         use std::io::Write as _;
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        let request = b"GET /serve/health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    }
+
+    #[cfg(feature = "mpi")]
+    pub fn health(&self) -> serde_json::Value {
+        serde_json::from_str(&self.get("/serve/health")).unwrap()
+    }
+
+    /// A number from `/metrics`.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics");
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = value.unwrap_or_else(|| panic!("no {name} in {text}"));
+        value.parse().unwrap()
     }
 
     pub fn signal(&self, name: &str) {

@@ -108,7 +108,7 @@ fn the_connection_file_leads_to_the_server() {
         let output = output(&[command, &file]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(
-            !output.status.success() && text.contains("has stopped"),
+            !output.status.success() && text.contains("was stopped"),
             "{text}"
         );
     }

@@ -103,10 +103,14 @@ async fn atoms_are_bounded_per_token_and_in_all() {
 
 #[tokio::test]
 async fn a_viewer_that_sends_too_much_is_slowed_down_and_told_and_loses_nothing() {
-    let server = Server::start(limited(Limits {
-        max_message_rate: 50.0,
-        ..Limits::default()
-    }))
+    let server = Server::start(ServerSettings {
+        // Room for all answers: on a busy machine they come faster than they leave.
+        max_outgoing: 200,
+        ..limited(Limits {
+            max_message_rate: 50.0,
+            ..Limits::default()
+        })
+    })
     .await;
     let mut v = viewer(&server, ADA).await.unwrap();
     v.acknowledge = false;

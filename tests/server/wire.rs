@@ -257,3 +257,24 @@ proptest! {
         }
     }
 }
+
+/// A change of the messages makes the kept corpus worthless unless it is written anew.
+#[test]
+fn the_kept_corpus_of_the_fuzz_target_is_understood() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/client_messages");
+    let mut conversations = 0;
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        let mut rest = &bytes[..];
+        // As the target takes it apart: each message after its length.
+        while let Some((length, tail)) = rest.split_first_chunk::<2>() {
+            let (message, tail) = tail.split_at(usize::from(u16::from_le_bytes(*length)));
+            let message = decode(bytes::Bytes::copy_from_slice(message));
+            assert!(message.is_ok(), "{}: {message:?}", path.display());
+            rest = tail;
+        }
+        conversations += 1;
+    }
+    assert!(conversations >= 5, "{conversations}");
+}

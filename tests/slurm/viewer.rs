@@ -49,11 +49,11 @@ pub enum Heard {
 }
 
 impl Viewer {
-    /// Connects as a connection file says, to a session or to a new one (""). `host` takes the
-    /// place of the file's host.
+    /// Connects as a connection file says, to a session or to a new one (""). By the address: the
+    /// names of the test's nodes are in no directory.
     pub fn attach(connection: &Value, session: &str, last_heard: u64) -> Viewer {
         let text = |name: &str| connection[name].as_str().unwrap_or_default().to_owned();
-        let address = format!("{}:{}", text("host"), connection["port"]);
+        let address = format!("{}:{}", text("listen"), connection["port"]);
         let stream = TcpStream::connect(&address)
             .unwrap_or_else(|error| panic!("{address}: {error} ({connection})"));
         stream
