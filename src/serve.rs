@@ -90,7 +90,7 @@ pub fn run(config: &ServeConfig) -> Result<Exit, String> {
 
 /// One process: a worker thread takes the place of the ranks.
 fn alone(config: &ServeConfig) -> Result<Exit, String> {
-    let place = place_of(
+    let (place, config) = &placed(
         0,
         vec![Seat {
             rank: 0,
@@ -98,15 +98,15 @@ fn alone(config: &ServeConfig) -> Result<Exit, String> {
             computes: true,
             visible: visible_devices(),
         }],
-        &config.model,
+        config,
     )?;
     let checkpoint = open(&config.model)?;
     let front = Front::open(config, &checkpoint, 0)?;
-    let started = source(config, &checkpoint, 0).and_then(|source| {
+    let started = source(config, &checkpoint, 0, place).and_then(|source| {
         let potential = (source.create)()?;
         log_worker(&config.model);
         let body = reviving_thread_body(potential, source, config.max_edges);
-        let device = device_of(&place);
+        let device = device_of(place);
         ThreadWorkers::start(vec![device.clone()], front.engine.waker(), body)
             .map(|workers| (workers, device))
             .map_err(|error| format!("cannot start the worker thread: {error}"))
@@ -130,15 +130,36 @@ fn visible_devices() -> Vec<String> {
     compute::visible()
 }
 
-/// The place of `rank` among all ranks.
-fn place_of(rank: usize, seats: Vec<Seat>, model: &ModelConfig) -> Result<Place, String> {
-    let wanted = match model.device {
+/// The place of `rank` among all ranks, and the configuration with the kind of device that they
+/// all have come to.
+fn placed(
+    rank: usize,
+    seats: Vec<Seat>,
+    config: &ServeConfig,
+) -> Result<(Place, ServeConfig), String> {
+    let wanted = match config.model.device {
         Device::Cpu => Wanted::Cpu,
         Device::Auto => Wanted::Auto,
         Device::Cuda => Wanted::Devices,
     };
+    let seen = seats.iter().any(|seat| !seat.visible.is_empty());
+    if wanted == Wanted::Devices
+        && !seen
+        && let Some(reason) = compute::why_none_visible()
+    {
+        return Err(format!("--device cuda: {reason}"));
+    }
     let places = placement::assign(&seats, wanted).map_err(|mismatch| mismatch.to_string())?;
-    Ok(places.into_iter().nth(rank).unwrap_or(Place::None))
+    let on_devices = places.iter().any(|p| matches!(p, Place::Device { .. }));
+    if !on_devices && let Some(reason) = compute::fallback(&config.model) {
+        tracing::info!("{reason}");
+    }
+    let model = compute::settled(&config.model, on_devices)?;
+    let config = ServeConfig {
+        model,
+        ..config.clone()
+    };
+    Ok((places.into_iter().nth(rank).unwrap_or(Place::None), config))
 }
 
 /// What a rank computes on, in a word.
@@ -155,8 +176,13 @@ fn source(
     config: &ServeConfig,
     checkpoint: &Arc<Checkpoint>,
     worker: usize,
+    place: &Place,
 ) -> Result<PotentialSource, String> {
     let (model, checkpoint) = (config.model.clone(), checkpoint.clone());
+    let place = match *place {
+        Place::Device { index, .. } => compute::Place::Cuda(index),
+        Place::None | Place::Cpu => compute::Place::Cpu,
+    };
     let probe = System {
         numbers: vec![1, 1],
         positions: vec![[0.0; 3], [0.0, 0.0, 0.74]],
@@ -167,7 +193,7 @@ fn source(
     let fault = config.fault.clone().filter(|fault| fault.worker == worker);
     let passes = Arc::default();
     let create = move || {
-        let potential = potential(&model, &checkpoint)?;
+        let potential = compute::open(&model, &checkpoint, place)?.potential;
         Ok(match &fault {
             Some(fault) => fault.put_into(potential, &passes),
             None => potential,
@@ -207,13 +233,13 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
         visible: visible_devices(),
     })?;
     // All come to the same answer; one says it.
-    let place = place_of(rank, seats, &config.model)
+    let (place, config) = &placed(rank, seats, config)
         .map_err(|reason| if rank == 0 { reason } else { String::new() })?;
     let identity = |checkpoint: &Checkpoint| Identity {
         host: Ranks::host(),
         build: build_hash(config),
         checkpoint: checkpoint.digest.to_string(),
-        device: device_of(&place),
+        device: device_of(place),
     };
     if rank == 0 {
         // Everything that can fail is tried before the others are told to go on.
@@ -257,7 +283,7 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
         .map_err(|error| format!("cannot watch for signals: {error}"))
         .and_then(|()| open(&config.model))
         .and_then(|checkpoint| {
-            let source = source(config, &checkpoint, rank - 1)?;
+            let source = source(config, &checkpoint, rank - 1, place)?;
             let potential = (source.create)()?;
             Ok(((potential, source), identity(&checkpoint)))
         });
