@@ -10,6 +10,9 @@
 //! depend on their values. The atoms move a little before every evaluation, as in molecular
 //! dynamics. Medians; the neighbour search is part of the time.
 
+#[path = "gpu/predict.rs"]
+mod predict;
+
 use clap::Parser;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -21,8 +24,9 @@ use umaserve::backend::cuda::device::{Device, DeviceInfo};
 use umaserve::backend::cuda::driver::DriverDevice;
 use umaserve::backend::cuda::{self, CudaBackend};
 use umaserve::backend::{Backend, Conditioning, PositionedSystem, WeightData, WeightSource};
-use umaserve::dynamics::thermo::{kinetic_energy, maxwell_boltzmann, stop_centre_of_mass};
-use umaserve::dynamics::{Method, State, begin_step, end_step};
+use umaserve::dynamics::{
+    Method, State, begin_step, end_step, kinetic_energy, maxwell_boltzmann, stop_centre_of_mass,
+};
 use umaserve::neighbors::neighbor_list;
 use umaserve::nn::{Program, WeightKind};
 use umaserve::potential::evaluate;
@@ -52,6 +56,14 @@ struct Arguments {
     /// Steps at constant energy instead of the table; needs --model.
     #[arg(long)]
     nve: Option<usize>,
+    /// Prints what the table should be at best by counting products and bytes, for an H100, and needs
+    /// no device.
+    #[arg(long)]
+    predict: bool,
+    /// Runs the kernels on the host (feature host-kernels), to try the bench itself: its times mean
+    /// nothing.
+    #[arg(long)]
+    emulated: bool,
     /// Which CUDA device.
     #[arg(long, default_value_t = 0)]
     device: usize,
@@ -407,10 +419,7 @@ fn time(
     }
     times.sort_by(f64::total_cmp);
     let (median, best) = (times[times.len() / 2], times[0]);
-    let edges: usize = systems
-        .par_iter()
-        .map(|s| neighbor_list(s, program.cutoff, 300, usize::MAX >> 8).map_or(0, |l| l.len()))
-        .sum();
+    let edges = edges(&systems, program.cutoff);
     let atoms: usize = systems.iter().map(System::len).sum();
     let (per_edge, per_atom) = program.cost();
     // Forward, and once more for the gradient with respect to the inputs.
@@ -431,13 +440,24 @@ fn time(
     ))
 }
 
-fn open(arguments: &Arguments, precision: Precision) -> (Arc<dyn Device>, Network, Program) {
-    let device: Arc<dyn Device> = Arc::new(DriverDevice::open(arguments.device).unwrap_or_else(
-        |error| {
-            eprintln!("gpu: {error}");
-            std::process::exit(if arguments.bench { 0 } else { 1 })
-        },
-    ));
+fn device(arguments: &Arguments) -> Arc<dyn Device> {
+    #[cfg(feature = "host-kernels")]
+    if arguments.emulated {
+        return Arc::new(cuda::host::HostDevice::default());
+    }
+    if arguments.emulated {
+        eprintln!("gpu: --emulated: built without the feature host-kernels");
+        std::process::exit(1);
+    }
+    let opened = DriverDevice::open(arguments.device).unwrap_or_else(|error| {
+        eprintln!("gpu: {error}");
+        std::process::exit(if arguments.bench { 0 } else { 1 })
+    });
+    Arc::new(opened)
+}
+
+/// The checkpoint of the command line, or one whose configuration is a start for random weights.
+fn checkpoint(arguments: &Arguments) -> Arc<Checkpoint> {
     let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano-1p2.pt");
     let path = arguments
         .model
@@ -446,7 +466,16 @@ fn open(arguments: &Arguments, precision: Precision) -> (Arc<dyn Device>, Networ
             true => nano.into(),
             false => "models/nano-1p2.pt".into(),
         });
-    let checkpoint = Arc::new(Checkpoint::open(&path).unwrap());
+    let checkpoint = Checkpoint::open(&path).unwrap_or_else(|error| {
+        eprintln!("gpu: {}: {error}", path.display());
+        std::process::exit(1)
+    });
+    Arc::new(checkpoint)
+}
+
+fn open(arguments: &Arguments, precision: Precision) -> (Arc<dyn Device>, Network, Program) {
+    let device = device(arguments);
+    let checkpoint = checkpoint(arguments);
     let memory_bytes = arguments.memory_mib.map_or(usize::MAX, |mib| mib << 20);
     if arguments.model.is_some() {
         let program = network::program(&checkpoint.config);
@@ -542,9 +571,46 @@ fn nve(arguments: &Arguments, precision: Precision, steps: usize) {
     );
 }
 
+/// What is best possible, case by case and operation by operation.
+fn predicted(arguments: &Arguments, precisions: &[Precision]) {
+    let config = match &arguments.model {
+        Some(_) => checkpoint(arguments).config.clone(),
+        None => full_size(&checkpoint(arguments).config),
+    };
+    let program = network::program(&config);
+    for &precision in precisions {
+        for name in arguments.cases.iter().filter(|name| *name != "largest") {
+            let systems = case(name);
+            let edges = edges(&systems, program.cutoff);
+            let atoms = systems.iter().map(System::len).sum();
+            let mut options = cuda::Options::new(of_backend(precision), usize::MAX);
+            options.chunk_edges = arguments.chunk_edges.unwrap_or(options.chunk_edges);
+            let size = predict::Size {
+                atoms,
+                edges,
+                chunk_edges: options.chunk_edges,
+            };
+            let bytes = cuda::evaluation_bytes(&program, &options, atoms, edges)
+                .expect("the network has kernels");
+            print!("{}", predict::table(name, &program, precision, size, bytes));
+        }
+    }
+}
+
+fn edges(systems: &[System], cutoff: f64) -> usize {
+    let lists = systems.par_iter();
+    lists
+        .map(|s| neighbor_list(s, cutoff, 300, usize::MAX >> 8).map_or(0, |l| l.len()))
+        .sum()
+}
+
 fn main() {
     let arguments = Arguments::parse();
     let precisions: Vec<Precision> = arguments.precision.iter().map(|p| number_type(p)).collect();
+    if arguments.predict {
+        predicted(&arguments, &precisions);
+        return;
+    }
     if let Some(steps) = arguments.nve {
         for precision in precisions {
             nve(&arguments, precision, steps);

@@ -1,15 +1,41 @@
 //! The kernels for the host: `cuda/*.cu` as C++ over `cuda/host/shim.h`, and a table of the layout
 //! of all parameter structures, for the test that compares it with the Rust side.
+//!
+//! Objects are kept in `target/host-kernels` under a hash of everything they depend on, as the images
+//! for devices are.
 
+use super::nvcc;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// Compiles a static library and links it.
 pub fn compile() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let layouts = out.join("layouts.cc");
     std::fs::write(&layouts, layout_table(Path::new("cuda"))?)?;
+    let mut sources = vec![
+        PathBuf::from("cuda/host/shim.cc"),
+        // Only tests launch these.
+        PathBuf::from("cuda/host/check.cu"),
+        layouts,
+    ];
+    sources.extend(files(Path::new("cuda"), "cu")?);
+    let kept = nvcc::target_directory(&out)?.join("host-kernels");
+    let objects = objects(&sources, &kept)?;
+    let mut library = cc::Build::new();
+    library.cpp(true).objects(&objects);
+    // Kernels are found by name, so that nothing refers to them.
+    library.link_lib_modifier("+whole-archive");
+    library.try_compile("umaserve_host_kernels")?;
+    Ok(())
+}
+
+/// How every source is compiled.
+fn build() -> Result<cc::Build, Box<dyn Error>> {
     let mut build = cc::Build::new();
     build
         .cpp(true)
@@ -22,14 +48,9 @@ pub fn compile() -> Result<(), Box<dyn Error>> {
         .flag("-ffp-contract=off")
         // `#pragma unroll` is for the device.
         .flag("-Wno-unknown-pragmas")
-        .flag("-fno-strict-aliasing")
-        .file("cuda/host/shim.cc")
-        // Only tests launch these.
-        .file("cuda/host/check.cu")
-        .file(&layouts);
-    for file in files(Path::new("cuda"), "cu")? {
-        build.file(file);
-    }
+        // Every kernel has its parameters, whether it reads them or not.
+        .flag("-Wno-unused-parameter")
+        .flag("-fno-strict-aliasing");
     // .cu means nothing to a C++ compiler; with this flag everything is C++.
     build.flag("-xc++");
     // The library serves the tests on this machine: its fused multiply-adds should be instructions.
@@ -40,9 +61,59 @@ pub fn compile() -> Result<(), Box<dyn Error>> {
     {
         build.flag("-mavx2").flag("-mfma");
     }
-    // Kernels are found by name, so that nothing refers to them.
-    build.link_lib_modifier("+whole-archive");
-    build.try_compile("umaserve_host_kernels")?;
+    Ok(build)
+}
+
+/// The object of every source, compiled where it is not there already.
+fn objects(sources: &[PathBuf], kept: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
+    let mut wanted = Vec::new();
+    for source in sources {
+        let mut hasher = DefaultHasher::new();
+        format!("{:?}", build()?.get_compiler().to_command()).hash(&mut hasher);
+        for file in nvcc::dependencies(source)? {
+            (file.file_name(), std::fs::read(&file)?).hash(&mut hasher);
+        }
+        let name = source.file_stem().expect("a file").to_string_lossy();
+        let object = kept.join(format!("{name}-host-{:016x}.o", hasher.finish()));
+        wanted.push((source.clone(), object));
+    }
+    std::fs::create_dir_all(kept)?;
+    let missing = wanted.iter().filter(|(_, object)| !object.is_file());
+    let waiting = Mutex::new(missing.collect::<Vec<_>>().into_iter());
+    let errors = Mutex::new(Vec::new());
+    let threads: usize = std::env::var("NUM_JOBS")?.parse()?;
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let next = waiting.lock().expect("no panics").next();
+                    let Some((source, object)) = next else { break };
+                    if let Err(error) = compile_one(source, object) {
+                        let error = format!("{}: {error}", source.display());
+                        errors.lock().expect("no panics").push(error);
+                    }
+                }
+            });
+        }
+    });
+    let errors = errors.into_inner()?;
+    if !errors.is_empty() {
+        return Err(errors.join("\n").into());
+    }
+    let objects: Vec<PathBuf> = wanted.into_iter().map(|(_, object)| object).collect();
+    nvcc::forget_old(kept, &objects.iter().cloned().collect::<BTreeSet<_>>());
+    Ok(objects)
+}
+
+fn compile_one(source: &Path, object: &Path) -> Result<(), Box<dyn Error>> {
+    let own = object.with_extension(format!("{}.tmp", std::process::id()));
+    let made = build()?
+        .file(source)
+        .out_dir(&own)
+        .try_compile_intermediates()?;
+    // Last, so that an object is always whole.
+    std::fs::rename(&made[0], object)?;
+    std::fs::remove_dir_all(&own)?;
     Ok(())
 }
 

@@ -49,11 +49,7 @@ pub fn compile() -> Result<(), Box<dyn Error>> {
     // Touched when the compiler from PyPI arrives.
     println!("cargo:rerun-if-changed=tools/nvcc.sh");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    let target = out
-        .ancestors()
-        .find(|directory| directory.ends_with("build"))
-        .and_then(|build| build.parent()?.parent())
-        .ok_or("the output directory is not in a target directory")?;
+    let target = target_directory(&out)?;
     let Some((nvcc, version)) = find_nvcc(target) else {
         println!(
             "cargo:warning=no nvcc (NVCC, CUDA_HOME, PATH): built without CUDA kernels; \
@@ -121,6 +117,14 @@ pub fn compile() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// The target directory that an output directory is in.
+pub fn target_directory(out: &Path) -> Result<&Path, Box<dyn Error>> {
+    out.ancestors()
+        .find(|directory| directory.ends_with("build"))
+        .and_then(|build| build.parent()?.parent())
+        .ok_or_else(|| "the output directory is not in a target directory".into())
+}
+
 /// One source for one architecture.
 struct Job {
     name: String,
@@ -178,7 +182,7 @@ fn children(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// A source with all headers of ours that it includes.
-fn dependencies(source: &Path) -> std::io::Result<BTreeSet<PathBuf>> {
+pub fn dependencies(source: &Path) -> std::io::Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();
     let mut waiting = vec![source.to_owned()];
     while let Some(path) = waiting.pop() {
@@ -284,7 +288,7 @@ fn number_before(line: &str, what: &str) -> u64 {
 }
 
 /// Removes images that no source of now has made and that are older than a week.
-fn forget_old(kept: &Path, current: &BTreeSet<PathBuf>) {
+pub fn forget_old(kept: &Path, current: &BTreeSet<PathBuf>) {
     for path in children(kept) {
         let age = std::fs::metadata(&path)
             .and_then(|metadata| metadata.modified())

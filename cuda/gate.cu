@@ -47,7 +47,7 @@ constexpr int GATE_ROWS = 5;
 // gates and rows of one item at one channel; strides are between rows.
 template <bool EDGES, int V, class Stored>
 __device__ __forceinline__ void gate(const Stored* gates, const Stored* x, Stored* out,
-                                     uint32_t channels, int lmax, int mmax) {
+                                     uint32_t channels, int lmax, int mmax, bool round) {
     for (int l = 0; l <= lmax; l++) {
         float s[V] = {};
         if (l > 0) {
@@ -74,7 +74,7 @@ __device__ __forceinline__ void gate(const Stored* gates, const Stored* x, Store
                     for (int v = 0; v < V; v++) {
                         values[i][v] = l == 0 ? silu(values[i][v]) : values[i][v] * s[v];
                     }
-                    store(out + at[i], values[i]);
+                    store_operand(out + at[i], values[i], round);
                 }
             }
         }
@@ -82,21 +82,22 @@ __device__ __forceinline__ void gate(const Stored* gates, const Stored* x, Store
 }
 
 template <int V, class Stored>
-__device__ __forceinline__ void add_or_write(Stored* at, float (&value)[V], bool accumulate) {
+__device__ __forceinline__ void add_or_write(Stored* at, float (&value)[V], bool accumulate,
+                                             bool round) {
     if (accumulate) {
         float before[V];
         load_written(at, before);
 #pragma unroll
         for (int v = 0; v < V; v++) value[v] += before[v];
     }
-    store(at, value);
+    store_operand(at, value, round);
 }
 
 template <bool EDGES, int V, class Stored>
 __device__ __forceinline__ void gate_backward(const Stored* gates, const Stored* x,
                                               const Stored* out_bar, Stored* gates_bar,
                                               Stored* x_bar, uint32_t channels, int lmax, int mmax,
-                                              bool accumulate) {
+                                              bool accumulate, bool round) {
     for (int l = 0; l <= lmax; l++) {
         float s[V] = {}, s_bar[V] = {};
         if (l > 0) {
@@ -130,14 +131,14 @@ __device__ __forceinline__ void gate_backward(const Stored* gates, const Stored*
                             s_bar[v] = fmaf(bar, values[i][v], s_bar[v]);
                         }
                     }
-                    add_or_write(x_bar + at[i], bars[i], accumulate);
+                    add_or_write(x_bar + at[i], bars[i], accumulate, round);
                 }
             }
         }
         if (l > 0) {
 #pragma unroll
             for (int v = 0; v < V; v++) s_bar[v] *= s[v] * (1.0f - s[v]);
-            add_or_write(gates_bar + (l - 1) * channels, s_bar, accumulate);
+            add_or_write(gates_bar + (l - 1) * channels, s_bar, accumulate, round);
         }
     }
 }
@@ -160,7 +161,8 @@ __device__ __forceinline__ void gate_edges(const GateEdgesParams& p) {
     Stored* const out = static_cast<Stored*>(p.out) + uint64_t(loop.item) * width;
     for (uint32_t group = loop.group; group < loop.groups; group += blockDim.x) {
         const uint32_t c = group * V;
-        gate<true, V>(x + c, x + gates + c, out + c, p.channels, p.lmax, p.mmax);
+        gate<true, V>(x + c, x + gates + c, out + c, p.channels, p.lmax, p.mmax,
+                      p.round_tf32 != 0);
     }
 }
 
@@ -178,7 +180,7 @@ __device__ __forceinline__ void gate_edges_backward(const GateEdgesBackwardParam
     for (uint32_t group = loop.group; group < loop.groups; group += blockDim.x) {
         const uint32_t c = group * V;
         gate_backward<true, V>(x + c, x + gates + c, bar + c, x_bar + c, x_bar + gates + c,
-                               p.channels, p.lmax, p.mmax, false);
+                               p.channels, p.lmax, p.mmax, false, p.round_tf32 != 0);
     }
 }
 
@@ -209,7 +211,7 @@ __device__ __forceinline__ void gate_atoms_of(const GateAtomsParams& p) {
     for (uint32_t group = loop.group; group < loop.groups; group += blockDim.x) {
         const uint32_t c = group * V;
         gate<false, V>(p.gates + atom * p.lmax * p.channels + c, p.x + atom * width + c,
-                       p.out + atom * width + c, p.channels, p.lmax, p.lmax);
+                       p.out + atom * width + c, p.channels, p.lmax, p.lmax, false);
     }
 }
 
@@ -233,7 +235,7 @@ __device__ __forceinline__ void gate_atoms_backward_of(const GateAtomsBackwardPa
         const uint32_t c = group * V;
         gate_backward<false, V>(p.gates + gates_at + c, p.x + at + c, p.gradient + at + c,
                                 p.gates_gradient + gates_at + c, p.x_gradient + at + c, p.channels,
-                                p.lmax, p.lmax, p.accumulate != 0);
+                                p.lmax, p.lmax, p.accumulate != 0, false);
     }
 }
 

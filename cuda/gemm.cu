@@ -30,6 +30,31 @@ template <> __device__ __forceinline__ __half from_float<__half>(float x) {
     return __float2half_rn(x);
 }
 
+// How `a` becomes an operand.
+enum class Operand {
+    // As it lies in memory: f32, fp16, or f32 that whoever wrote it has rounded to tf32.
+    Ready,
+    // f32 that is rounded to tf32 in the loader.
+    Rounded,
+    // Through the gate, in the number type of memory.
+    Gated,
+    // Through the gate, then rounded to tf32.
+    GatedRounded,
+};
+__host__ __device__ constexpr bool is_gated(Operand operand) {
+    return operand == Operand::Gated || operand == Operand::GatedRounded;
+}
+
+// A number as an operand.
+template <Operand OPERAND, class Element>
+__device__ __forceinline__ Element as_operand(float x) {
+    if constexpr (OPERAND == Operand::Rounded || OPERAND == Operand::GatedRounded) {
+        return from_float<Element>(round_tf32(x));
+    } else {
+        return from_float<Element>(x);
+    }
+}
+
 // Where this block of the grid stands.
 struct Place {
     GemmSpan span;
@@ -79,7 +104,7 @@ __device__ __forceinline__ float gated_at(const GemmParams &p, const Stored *ite
 }
 
 // 16 bytes of values of one row through the gate, from `k` on.
-template <class Stored>
+template <Operand OPERAND, class Stored>
 __device__ __forceinline__ uint4 gated_piece(const GemmParams &p, const Stored *item, uint32_t k) {
     constexpr int PIECE = 16 / sizeof(Stored);
     const uint32_t row = k / p.gate_channels, channel = k % p.gate_channels;
@@ -91,7 +116,8 @@ __device__ __forceinline__ uint4 gated_piece(const GemmParams &p, const Stored *
     const Stored *factor = reinterpret_cast<const Stored *>(&gates);
 #pragma unroll
     for (int j = 0; j < PIECE; j++) {
-        value[j] = from_float<Stored>(gated(degree, to_float(value[j]), to_float(factor[j])));
+        value[j] = as_operand<OPERAND, Stored>(
+            gated(degree, to_float(value[j]), to_float(factor[j])));
     }
     return values;
 }
@@ -171,13 +197,17 @@ __device__ __forceinline__ bool in_pairs(const GemmParams &p, const GemmSpan &sp
 // Fills `BM` rows of shared memory with words `first..first + STEP_WORDS` of the rows of `a`.
 // Element: what `a` holds and what the words hold. ALIGNED: rows start at, and are a multiple of,
 // 16 bytes.
-template <int BM, int THREADS, class Element, bool ALIGNED, bool GATED>
+template <int BM, int THREADS, class Element, bool ALIGNED, Operand OPERAND>
 __device__ __forceinline__ void load_a(const GemmParams &p, const Place &place, uint32_t *shared,
                                        uint32_t first) {
     constexpr int PER_WORD = 4 / sizeof(Element);
     constexpr int PIECE = 16 / sizeof(Element); // elements copied at once
     const GemmSpan &span = place.span;
     const Element *a = static_cast<const Element *>(p.a);
+    // Pieces on their way to the gate take registers that the sums need.
+    [[maybe_unused]] constexpr int UNROLL =
+        OPERAND == Operand::Ready ? BM * STEP_WORDS / 4 / THREADS : 1;
+#pragma unroll UNROLL
     for (int i = threadIdx.x; i < BM * STEP_WORDS / 4; i += THREADS) {
         const uint32_t r = i / (STEP_WORDS / 4), piece = i % (STEP_WORDS / 4);
         const uint32_t row = place.row + r, k = (first + 4 * piece) * PER_WORD;
@@ -186,14 +216,27 @@ __device__ __forceinline__ void load_a(const GemmParams &p, const Place &place, 
         const uint32_t local = item_of(span, row);
         const Element *item = a + (place.item + local) * p.a_stride;
         const uint32_t at = span.a_offset + (row - local * span.rows) * span.k + k;
-        if constexpr (GATED && ALIGNED) {
+        if constexpr (is_gated(OPERAND) && ALIGNED) {
             *reinterpret_cast<uint4 *>(to) =
-                inside ? gated_piece(p, item, at) : make_uint4(0, 0, 0, 0);
-        } else if constexpr (GATED) {
+                inside ? gated_piece<OPERAND>(p, item, at) : make_uint4(0, 0, 0, 0);
+        } else if constexpr (is_gated(OPERAND)) {
             Element *elements = reinterpret_cast<Element *>(to);
             for (int j = 0; j < PIECE; j++) {
-                elements[j] = from_float<Element>(
+                elements[j] = as_operand<OPERAND, Element>(
                     inside && k + j < span.k ? gated_at(p, item, at + j) : 0.0f);
+            }
+        } else if constexpr (OPERAND == Operand::Rounded && ALIGNED) {
+            float4 values = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (inside) {
+                values = *reinterpret_cast<const float4 *>(item + at);
+            }
+            *reinterpret_cast<float4 *>(to) = make_float4(round_tf32(values.x), round_tf32(values.y),
+                                                          round_tf32(values.z), round_tf32(values.w));
+        } else if constexpr (OPERAND == Operand::Rounded) {
+            Element *elements = reinterpret_cast<Element *>(to);
+            for (int j = 0; j < PIECE; j++) {
+                elements[j] = as_operand<OPERAND, Element>(
+                    inside && k + j < span.k ? to_float(item[at + j]) : 0.0f);
             }
         } else if constexpr (ALIGNED) {
             copy_async_16(to, inside ? item + at : a, inside);
@@ -234,11 +277,12 @@ __device__ __forceinline__ void load_b(const Place &place, uint32_t *shared, uin
 
 // WM x WN warps, each MT pieces of 16 rows by NT pieces of 8 columns.
 template <class Kind, class Out, int WM, int WN, int MT, int NT, int STAGES, bool ALIGNED,
-          bool GATED>
+          Operand OPERAND>
 __device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p) {
     using Element = typename Kind::Element;
     constexpr int BM = WM * MT * 16, BN = WN * NT * 8, THREADS = WM * WN * 32;
     static_assert(NT % 2 == 0, "two pieces of columns are loaded at once");
+    [[maybe_unused]] constexpr int UNROLL = OPERAND == Operand::Ready ? 4 : 2;
     constexpr int STAGE_WORDS = (BM + BN) * ROW_WORDS;
     DYNAMIC_SHARED(uint32_t, shared);
 
@@ -255,7 +299,7 @@ __device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p) {
     auto load = [&](int step) {
         if (step < steps) {
             uint32_t *stage = shared + (step % STAGES) * STAGE_WORDS;
-            load_a<BM, THREADS, Element, ALIGNED, GATED>(p, place, stage, step * STEP_WORDS);
+            load_a<BM, THREADS, Element, ALIGNED, OPERAND>(p, place, stage, step * STEP_WORDS);
             load_b<BN, THREADS, Element, ALIGNED>(place, stage + BM * ROW_WORDS,
                                                   step * STEP_WORDS);
         }
@@ -271,42 +315,25 @@ __device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p) {
         load(step + STAGES - 1);
         const uint32_t *a = shared + (step % STAGES) * STAGE_WORDS;
         const uint32_t *b = a + BM * ROW_WORDS;
-#pragma unroll
+#pragma unroll UNROLL
         for (int k = 0; k < STEP_WORDS; k += 8) {
             uint32_t left[MT][4], right[NT / 2][4];
+            const uint32_t *rows[MT], *columns[NT / 2];
 #pragma unroll
             for (int i = 0; i < MT; i++) {
                 // Matrices: rows 0-7 and 8-15 at words 0-3, then the same at words 4-7.
                 const int row = warp_row + 16 * i + lane % 16, word = k + 4 * (lane / 16);
-                load_matrices(left[i], a + row * ROW_WORDS + word);
-                if constexpr (Kind::PER_WORD == 1) {
-#pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        left[i][j] = round_tf32(left[i][j]);
-                    }
-                }
+                rows[i] = a + row * ROW_WORDS + word;
             }
 #pragma unroll
             for (int j = 0; j < NT / 2; j++) {
                 // Matrices: columns 0-7 at words 0-3 and 4-7, then columns 8-15.
                 const int row = warp_column + 16 * j + lane % 8 + 8 * (lane / 16);
-                const int word = k + 4 * (lane / 8 % 2);
-                load_matrices(right[j], b + row * ROW_WORDS + word);
-                if constexpr (Kind::PER_WORD == 1) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        right[j][i] = round_tf32(right[j][i]);
-                    }
-                }
+                columns[j] = b + row * ROW_WORDS + k + 4 * (lane / 8 % 2);
             }
-#pragma unroll
-            for (int i = 0; i < MT; i++) {
-#pragma unroll
-                for (int j = 0; j < NT; j++) {
-                    multiply_add<Kind>(sums[i][j], left[i], right[j / 2][2 * (j % 2)],
-                                       right[j / 2][2 * (j % 2) + 1]);
-                }
-            }
+            load_matrices(left, rows);
+            load_matrices(right, columns);
+            multiply_add<Kind, MT, NT>(sums, left, right);
         }
     }
     const bool paired = in_pairs(p, place.span);
@@ -328,7 +355,7 @@ __device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p) {
 // ------------------------------------------------------------------- IEEE f32
 
 // 16 x 16 threads, each MR x NR results at distances of 16.
-template <int MR, int NR, int STAGES, bool ALIGNED, bool GATED>
+template <int MR, int NR, int STAGES, bool ALIGNED, Operand OPERAND>
 __device__ __forceinline__ void product_in_f32(const GemmParams &p) {
     constexpr int BM = 16 * MR, BN = 16 * NR, THREADS = 256;
     constexpr int STAGE_WORDS = (BM + BN) * ROW_WORDS;
@@ -344,7 +371,7 @@ __device__ __forceinline__ void product_in_f32(const GemmParams &p) {
     auto load = [&](int step) {
         if (step < steps) {
             uint32_t *stage = shared + (step % STAGES) * STAGE_WORDS;
-            load_a<BM, THREADS, float, ALIGNED, GATED>(p, place, stage, step * STEP_WORDS);
+            load_a<BM, THREADS, float, ALIGNED, OPERAND>(p, place, stage, step * STEP_WORDS);
             load_b<BN, THREADS, float, ALIGNED>(place, stage + BM * ROW_WORDS, step * STEP_WORDS);
         }
         copy_async_commit();
@@ -396,33 +423,35 @@ __device__ __forceinline__ void product_in_f32(const GemmParams &p) {
 
 // ------------------------------------------------------------------- the kernels
 //
-// gemm_{f32,tf32,f16,f16_f32}_{large,small}[_gated][_odd]: precision of the operands (and of the
-// result where it differs), size of the tile, gated loader, rows that are not 16-byte pieces.
+// gemm_{f32,tf32,f32_as_tf32,f16,f16_f32}_{large,small,odd}[_gated]: number type of the operands in
+// memory (and of the result where it differs), size of the tile or rows that are not 16-byte pieces,
+// gated loader. tf32 are f32 that have been rounded already; of f32_as_tf32 only the matrices are.
 // Tile sizes here and in src/backend/cuda/gemm.rs must agree.
 
-#define TENSOR_KERNEL(NAME, KIND, OUT, WM, WN, MT, NT, STAGES, ALIGNED, GATED)                     \
+#define TENSOR_KERNEL(NAME, KIND, OUT, WM, WN, MT, NT, STAGES, ALIGNED, OPERAND)                   \
     KERNEL_BOUNDS(NAME, GemmParams, WM *WN * 32, 2) {                                             \
-        product_on_tensor_cores<KIND, OUT, WM, WN, MT, NT, STAGES, ALIGNED, GATED>(p);             \
+        product_on_tensor_cores<KIND, OUT, WM, WN, MT, NT, STAGES, ALIGNED, OPERAND>(p);           \
     }
-#define TENSOR_KERNELS(NAME, KIND, OUT)                                                            \
-    TENSOR_KERNEL(gemm_##NAME##_large, KIND, OUT, 2, 4, 4, 4, 3, true, false)                      \
-    TENSOR_KERNEL(gemm_##NAME##_small, KIND, OUT, 1, 4, 2, 2, 4, true, false)                      \
-    TENSOR_KERNEL(gemm_##NAME##_odd, KIND, OUT, 1, 4, 2, 2, 2, false, false)                       \
-    TENSOR_KERNEL(gemm_##NAME##_large_gated, KIND, OUT, 2, 4, 4, 4, 3, true, true)                 \
-    TENSOR_KERNEL(gemm_##NAME##_small_gated, KIND, OUT, 1, 4, 2, 2, 4, true, true)                 \
-    TENSOR_KERNEL(gemm_##NAME##_odd_gated, KIND, OUT, 1, 4, 2, 2, 2, false, true)
+#define TENSOR_KERNELS(NAME, SUFFIX, KIND, OUT, OPERAND)                                           \
+    TENSOR_KERNEL(gemm_##NAME##_large##SUFFIX, KIND, OUT, 2, 4, 4, 4, 3, true, OPERAND)            \
+    TENSOR_KERNEL(gemm_##NAME##_small##SUFFIX, KIND, OUT, 1, 4, 2, 2, 4, true, OPERAND)            \
+    TENSOR_KERNEL(gemm_##NAME##_odd##SUFFIX, KIND, OUT, 1, 4, 2, 2, 2, false, OPERAND)
 
-TENSOR_KERNELS(tf32, Tf32, float)
-TENSOR_KERNELS(f16, Fp16, __half)
-TENSOR_KERNELS(f16_f32, Fp16, float)
+TENSOR_KERNELS(tf32, , Tf32, float, Operand::Ready)
+TENSOR_KERNELS(tf32, _gated, Tf32, float, Operand::GatedRounded)
+TENSOR_KERNELS(f32_as_tf32, , Tf32, float, Operand::Rounded)
+TENSOR_KERNELS(f16, , Fp16, __half, Operand::Ready)
+TENSOR_KERNELS(f16, _gated, Fp16, __half, Operand::Gated)
+TENSOR_KERNELS(f16_f32, , Fp16, float, Operand::Ready)
+TENSOR_KERNELS(f16_f32, _gated, Fp16, float, Operand::Gated)
 
-#define EXACT_KERNEL(NAME, MR, NR, STAGES, ALIGNED, GATED)                                         \
+#define EXACT_KERNEL(NAME, MR, NR, STAGES, ALIGNED, OPERAND)                                       \
     KERNEL_BOUNDS(NAME, GemmParams, 256, 1) {                                                     \
-        product_in_f32<MR, NR, STAGES, ALIGNED, GATED>(p);                                         \
+        product_in_f32<MR, NR, STAGES, ALIGNED, OPERAND>(p);                                       \
     }
-EXACT_KERNEL(gemm_f32_large, 8, 8, 3, true, false)
-EXACT_KERNEL(gemm_f32_small, 2, 4, 4, true, false)
-EXACT_KERNEL(gemm_f32_odd, 2, 4, 2, false, false)
-EXACT_KERNEL(gemm_f32_large_gated, 8, 8, 3, true, true)
-EXACT_KERNEL(gemm_f32_small_gated, 2, 4, 4, true, true)
-EXACT_KERNEL(gemm_f32_odd_gated, 2, 4, 2, false, true)
+#define EXACT_KERNELS(SUFFIX, OPERAND)                                                             \
+    EXACT_KERNEL(gemm_f32_large##SUFFIX, 8, 8, 3, true, OPERAND)                                   \
+    EXACT_KERNEL(gemm_f32_small##SUFFIX, 2, 4, 4, true, OPERAND)                                   \
+    EXACT_KERNEL(gemm_f32_odd##SUFFIX, 2, 4, 2, false, OPERAND)
+EXACT_KERNELS(, Operand::Ready)
+EXACT_KERNELS(_gated, Operand::Gated)

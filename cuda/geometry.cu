@@ -211,12 +211,14 @@ KERNEL(system_sums, SystemSumsParams) {
     for (uint64_t atom = begin + threadIdx.x; atom < end; atom += blockDim.x) {
         energy += double(p.atom_energy[atom]);
         if (p.atom_virial) {
+#pragma unroll
             for (int k = 0; k < 9; k++) virial[k] += p.atom_virial[9 * atom + k];
         }
     }
     const double total = block_sum(energy);
     if (threadIdx.x == 0) p.energy[system] = total;
     if (p.virial) {
+#pragma unroll
         for (int k = 0; k < 9; k++) {
             const double sum = block_sum(virial[k]);
             if (threadIdx.x == 0) p.virial[9 * uint64_t(system) + k] = sum;

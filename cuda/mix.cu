@@ -5,18 +5,29 @@
 // matrix and transpose are written once. A complex map (A + iB) is written as the real matrix
 // [[A, -B], [B, A]], which makes one product of what were four.
 #include "gemm.h"
-#include "device.cuh"
+#include "tf32.cuh"
 
-template <class T> __device__ __forceinline__ T converted(double x);
-template <> __device__ __forceinline__ float converted<float>(double x) {
-    return static_cast<float>(x);
-}
-template <> __device__ __forceinline__ __half converted<__half>(double x) {
-    return __float2half_rn(static_cast<float>(x));
-}
+// Number types of the matrices.
+struct AsF32 {
+    using Element = float;
+    static __device__ __forceinline__ float of(double x) { return static_cast<float>(x); }
+};
+struct AsTf32 {
+    using Element = float;
+    static __device__ __forceinline__ float of(double x) {
+        return round_tf32(static_cast<float>(x));
+    }
+};
+struct AsF16 {
+    using Element = __half;
+    static __device__ __forceinline__ __half of(double x) {
+        return __float2half_rn(static_cast<float>(x));
+    }
+};
 
 // One thread for each element of an expert; blockIdx.y is the system.
-template <class T> __device__ __forceinline__ void mix(const MixParams &p) {
+template <class As> __device__ __forceinline__ void mix(const MixParams &p) {
+    using T = typename As::Element;
     const uint64_t size = static_cast<uint64_t>(p.rows) * p.columns;
     const uint64_t element = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (element >= size) {
@@ -29,7 +40,7 @@ template <class T> __device__ __forceinline__ void mix(const MixParams &p) {
     }
     T *base = reinterpret_cast<T *>(p.bases[blockIdx.y]);
     const uint64_t row = element / p.columns, column = element % p.columns;
-    const T value = converted<T>(sum);
+    const T value = As::of(sum);
     T *forward = base + p.forward_offset, *backward = base + p.backward_offset;
     if (!p.complex_map) {
         forward[element] = value;
@@ -38,7 +49,7 @@ template <class T> __device__ __forceinline__ void mix(const MixParams &p) {
     }
     // Rows 0..half of the source are A, the others B; the result is [rows][2 columns].
     const uint64_t half = p.rows / 2, wide = 2 * static_cast<uint64_t>(p.columns);
-    const T negative = converted<T>(-sum);
+    const T negative = As::of(-sum);
     const bool imaginary = row >= half;
     const uint64_t r = imaginary ? row - half : row;
     const uint64_t first_row = r, second_row = half + r;
@@ -50,5 +61,6 @@ template <class T> __device__ __forceinline__ void mix(const MixParams &p) {
     backward[second_column * p.rows + second_row] = value;
 }
 
-KERNEL(mix_f32, MixParams) { mix<float>(p); }
-KERNEL(mix_f16, MixParams) { mix<__half>(p); }
+KERNEL(mix_f32, MixParams) { mix<AsF32>(p); }
+KERNEL(mix_tf32, MixParams) { mix<AsTf32>(p); }
+KERNEL(mix_f16, MixParams) { mix<AsF16>(p); }

@@ -9,6 +9,7 @@
 // In the host build the same functions are plain loops over the fragments of all lanes.
 #pragma once
 #include "device.cuh"
+#include "tf32.cuh"
 
 // Number in a word, by what the words hold.
 struct Tf32 {
@@ -40,23 +41,22 @@ template <int PENDING> __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(PENDING) : "memory");
 }
 
-// Four 8 x 4-word matrices: lane i gives the address of row i % 8 of matrix i / 8.
-__device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const uint32_t *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-__device__ __forceinline__ uint32_t round_tf32(uint32_t word) {
-    uint32_t rounded;
-    asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(__uint_as_float(word)));
-    return rounded;
+// COUNT times four 8 x 4-word matrices: lane i gives the address of row i % 8 of matrix i / 8.
+template <int COUNT>
+__device__ __forceinline__ void load_matrices(uint32_t (&words)[COUNT][4],
+                                              const uint32_t *const (&rows)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                     : "=r"(words[i][0]), "=r"(words[i][1]), "=r"(words[i][2]), "=r"(words[i][3])
+                     : "r"(shared_address(rows[i]))
+                     : "memory");
+    }
 }
 
 template <class Kind>
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1) {
+__device__ __forceinline__ void multiply_add_one(float (&c)[4], const uint32_t (&a)[4],
+                                                 uint32_t b0, uint32_t b1) {
     if constexpr (Kind::PER_WORD == 1) {
         asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
                      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
@@ -67,6 +67,19 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
                      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+}
+
+// MT pieces of 16 rows times NT pieces of 8 columns, two of which are loaded at once.
+template <class Kind, int MT, int NT>
+__device__ __forceinline__ void multiply_add(float (&c)[MT][NT][4], const uint32_t (&a)[MT][4],
+                                             const uint32_t (&b)[NT / 2][4]) {
+#pragma unroll
+    for (int i = 0; i < MT; i++) {
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+            multiply_add_one<Kind>(c[i][j], a[i], b[j / 2][2 * (j % 2)], b[j / 2][2 * (j % 2) + 1]);
+        }
     }
 }
 
@@ -84,27 +97,25 @@ inline void copy_async_16(void *shared, const void *global, bool valid) {
 inline void copy_async_commit() {}
 template <int PENDING> inline void copy_async_wait() {}
 
-inline void load_matrices(uint32_t (&words)[4], const uint32_t *row) {
-    const auto *rows = static_cast<const uint32_t *const *>(warp_deposit(&row, sizeof row));
+template <int COUNT>
+inline void load_matrices(uint32_t (&words)[COUNT][4], const uint32_t *const (&rows)[COUNT]) {
+    struct Rows {
+        const uint32_t *of[COUNT];
+    };
+    const auto *lanes = static_cast<const Rows *>(warp_deposit(rows, sizeof rows));
     const int lane = threadIdx.x % 32;
-    for (int matrix = 0; matrix < 4; matrix++) {
-        words[matrix] = rows[8 * matrix + lane / 4][lane % 4];
+    for (int i = 0; i < COUNT; i++) {
+        for (int matrix = 0; matrix < 4; matrix++) {
+            words[i][matrix] = lanes[8 * matrix + lane / 4].of[i][lane % 4];
+        }
     }
-}
-
-inline uint32_t round_tf32(uint32_t word) {
-    // To the nearest, ties away from zero; infinities and NaN stay.
-    if ((word & 0x7f800000u) == 0x7f800000u) {
-        return word;
-    }
-    return (word + 0x1000u) & ~0x1fffu;
 }
 
 template <class Kind> inline float product_of_words(uint32_t a, uint32_t b, float sum) {
     if constexpr (Kind::PER_WORD == 1) {
         float x, y;
-        a &= ~0x1fffu;
-        b &= ~0x1fffu;
+        // A unit would cut off what has not been rounded.
+        DEVICE_ASSERT(is_tf32(a) && is_tf32(b));
         std::memcpy(&x, &a, 4);
         std::memcpy(&y, &b, 4);
         return sum + x * y;
@@ -117,19 +128,31 @@ template <class Kind> inline float product_of_words(uint32_t a, uint32_t b, floa
     }
 }
 
-template <class Kind>
-inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-    struct Fragment {
-        uint32_t words[6];
+// All pieces at once, so that the lanes meet once.
+template <class Kind, int MT, int NT>
+inline void multiply_add(float (&c)[MT][NT][4], const uint32_t (&a)[MT][4],
+                         const uint32_t (&b)[NT / 2][4]) {
+    struct Fragments {
+        uint32_t a[MT][4], b[NT / 2][4];
     };
-    const auto *lanes = static_cast<const Fragment *>(warp_deposit(mine, sizeof mine));
+    Fragments mine;
+    std::memcpy(mine.a, a, sizeof a);
+    std::memcpy(mine.b, b, sizeof b);
+    const auto *lanes = static_cast<const Fragments *>(warp_deposit(&mine, sizeof mine));
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    for (int i = 0; i < 4; i++) {
-        const int half = i / 2, column = 2 * t + i % 2;
-        for (int k = 0; k < 8; k++) {
-            c[i] = product_of_words<Kind>(lanes[4 * g + k % 4].words[half + 2 * (k / 4)],
-                                          lanes[4 * column + k % 4].words[4 + k / 4], c[i]);
+    for (int i = 0; i < MT; i++) {
+        for (int j = 0; j < NT; j++) {
+            for (int n = 0; n < 4; n++) {
+                const int half = n / 2, column = 2 * t + n % 2;
+                float sum = c[i][j][n];
+                for (int k = 0; k < 8; k++) {
+                    const uint32_t left = lanes[4 * g + k % 4].a[i][half + 2 * (k / 4)];
+                    const uint32_t right =
+                        lanes[4 * column + k % 4].b[j / 2][2 * (j % 2) + k / 4];
+                    sum = product_of_words<Kind>(left, right, sum);
+                }
+                c[i][j][n] = sum;
+            }
         }
     }
 }

@@ -237,15 +237,17 @@ KERNEL_BOUNDS(neighbor_start, NeighborStartParams, 1024, 1) {
     __shared__ uint32_t parts[32];
     __shared__ uint32_t totals[2];
     const uint32_t atoms = p.batch->atom_end;
-    uint32_t sum = 0, largest = 0;
+    // More than 32 bits can count, if so many atoms are in one place; then it does not fit anyway.
+    uint64_t sum = 0;
+    uint32_t largest = 0;
     for (uint32_t base = 0; base < atoms; base += blockDim.x) {
         const uint32_t a = base + threadIdx.x;
         const uint32_t degree = a < atoms ? p.degree[a] : 0;
         largest = max(largest, degree);
         const uint32_t upto = block_scan(degree, parts);
         if (a < atoms) {
-            p.target_start[a + 1] = sum + upto;
-            p.source_start[a + 1] = sum + upto;
+            p.target_start[a + 1] = static_cast<uint32_t>(sum + upto);
+            p.source_start[a + 1] = static_cast<uint32_t>(sum + upto);
         }
         if (threadIdx.x == blockDim.x - 1) {
             totals[0] = upto;
@@ -270,12 +272,12 @@ KERNEL_BOUNDS(neighbor_start, NeighborStartParams, 1024, 1) {
         }
     }
     if (threadIdx.x == 0) {
-        p.flags[0] = sum;
+        p.flags[0] = static_cast<uint32_t>(min(sum, static_cast<uint64_t>(0xffffffffu)));
         p.flags[1] = totals[1];
         p.flags[2] = overflow ? 1 : 0;
         p.flags[3] = 0;
         p.batch->edge_begin = 0;
-        p.batch->edge_end = overflow ? 0 : sum;
+        p.batch->edge_end = overflow ? 0 : static_cast<uint32_t>(sum);
     }
 }
 

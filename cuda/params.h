@@ -159,6 +159,10 @@ struct RadialFirstParams {
     float spacing;
     // c of exp(c (d - centre)^2).
     float exponent;
+    // 1: what is written is rounded to tf32, as the product that reads it takes it.
+    uint32_t round_tf32;
+    // 0
+    uint32_t pad;
 };
 
 // radial_first_backward_f32, _f16: gradient of the output of radial_first -> dE/d(distance).
@@ -213,8 +217,8 @@ struct LayerNormSiluParams {
     void* out;
     // Values a row.
     uint32_t width;
-    // 0
-    uint32_t pad;
+    // 1: what is written is rounded to tf32, as the product that reads it takes it.
+    uint32_t round_tf32;
 };
 
 // layer_norm_silu_backward_f32, _f16: gradient of x from that of the output.
@@ -233,8 +237,8 @@ struct LayerNormSiluBackwardParams {
     void* x_gradient;
     // Values a row.
     uint32_t width;
-    // 0
-    uint32_t pad;
+    // 1: what is written is rounded to tf32, as the product that reads it takes it.
+    uint32_t round_tf32;
 };
 
 // ------------------------------------------------------------------- between atoms and edges
@@ -258,8 +262,8 @@ struct GatherRotateScaleParams {
     void* out;
     // C.
     uint32_t channels;
-    // 0
-    uint32_t pad;
+    // 1: what is written is rounded to tf32, as the product that reads it takes it.
+    uint32_t round_tf32;
 };
 
 // gather_backward: one launch for both ends of the edges, grid (atoms of the batch, 2).
@@ -297,8 +301,8 @@ struct GatherBackwardParams {
     float* source_torque;
     // C.
     uint32_t channels;
-    // 0
-    uint32_t pad;
+    // 1: what is written is rounded to tf32, as the product that reads it takes it.
+    uint32_t round_tf32;
 };
 
 // rotate_scatter, scatter_radial: out = residual + scale * sum over edges to the atom of p D^T m.
@@ -351,6 +355,10 @@ struct RotateScatterBackwardParams {
     uint32_t channels;
     // Constant factor.
     float scale;
+    // 1: what is written is rounded to tf32, as the product that reads it takes it.
+    uint32_t round_tf32;
+    // 0
+    uint32_t pad;
 };
 
 // --------------------------------------------------------------------------------------- gates
@@ -369,8 +377,8 @@ struct GateEdgesParams {
     uint32_t lmax;
     // Largest order on edges.
     uint32_t mmax;
-    // 0
-    uint32_t pad;
+    // 1: what is written is rounded to tf32, as the product that reads it takes it.
+    uint32_t round_tf32;
 };
 
 // gate_edges_backward_f32, _f16.
@@ -389,8 +397,8 @@ struct GateEdgesBackwardParams {
     uint32_t lmax;
     // Largest order on edges.
     uint32_t mmax;
-    // 0
-    uint32_t pad;
+    // 1: what is written is rounded to tf32, as the product that reads it takes it.
+    uint32_t round_tf32;
 };
 
 // gate_atoms: as gate_edges for atoms, gates in an array of their own.

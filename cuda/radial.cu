@@ -71,14 +71,15 @@ __device__ __forceinline__ float normalise(Row<V, J>& row, uint32_t width) {
 // Writes SiLU(z weight + bias) of a normalised row.
 template <int V, int J, class Stored>
 __device__ __forceinline__ void write_activated(const Row<V, J>& z, const float* weight,
-                                                const float* bias, uint32_t width, Stored* out) {
+                                                const float* bias, uint32_t width, bool round,
+                                                Stored* out) {
     for_each_part<V, J>(width, [&](int j, uint32_t column) {
         float w[V], b[V], y[V];
         load(weight + column, w);
         load(bias + column, b);
 #pragma unroll
         for (int v = 0; v < V; v++) y[v] = silu(fmaf(z.x[j][v], w[v], b[v]));
-        store(out + column, y);
+        store_operand(out + column, y, round);
     });
 }
 
@@ -189,7 +190,7 @@ __device__ __forceinline__ void radial_first(const RadialFirstParams& p) {
     for (int i = 0; i < EDGES; i++) {
         if (uint32_t(i) < count) {
             normalise(h[i], p.width);
-            write_activated(h[i], p.norm_weight, p.norm_bias, p.width,
+            write_activated(h[i], p.norm_weight, p.norm_bias, p.width, p.round_tf32 != 0,
                             static_cast<Stored*>(p.out) +
                                 (first + i - chunk.edge_begin) * p.width);
         }
@@ -257,7 +258,8 @@ __device__ __forceinline__ void layer_norm_silu(const LayerNormSiluParams& p) {
         load(p.x + row * p.width + column, x.x[j]);
     });
     normalise(x, p.width);
-    write_activated(x, p.weight, p.bias, p.width, static_cast<Stored*>(p.out) + row * p.width);
+    write_activated(x, p.weight, p.bias, p.width, p.round_tf32 != 0,
+                    static_cast<Stored*>(p.out) + row * p.width);
 }
 
 // x_bar = factor (g - mean(g) - z mean(g z)). Grid: edges of the capacity / 4.
@@ -293,7 +295,7 @@ __device__ __forceinline__ void layer_norm_silu_backward(const LayerNormSiluBack
         for (int v = 0; v < V; v++) {
             x_bar[v] = factor * (g.x[j][v] - sum - z.x[j][v] * along);
         }
-        store(out + column, x_bar);
+        store_operand(out + column, x_bar, p.round_tf32 != 0);
     });
 }
 

@@ -143,7 +143,8 @@ __device__ __forceinline__ void gather_rotate_scale(const GatherRotateScaleParam
                         combine(d, x, q);
 #pragma unroll
                         for (int v = 0; v < V; v++) q[v] *= scale[v];
-                        store(out + Y::edge_row(l, signed_m) * 2 * channels, q);
+                        store_operand(out + Y::edge_row(l, signed_m) * 2 * channels, q,
+                                      p.round_tf32 != 0);
                     }
                 }
             });
@@ -261,7 +262,8 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
                                 }
                             }
                         }
-                        store(radial_bar + Y::radial_row(l, m) * 2 * channels, scale_bar);
+                        store_operand(radial_bar + Y::radial_row(l, m) * 2 * channels, scale_bar,
+                                      p.round_tf32 != 0);
                     }
                     add_torque<l>(n_bar, x, torque);
 #pragma unroll
@@ -493,7 +495,8 @@ __device__ __forceinline__ void scatter_backward(const RotateScatterBackwardPara
                             }
                             bar[v] *= stretched;
                         }
-                        store(message_bar + Message::edge_row(l, m) * channels, bar);
+                        store_operand(message_bar + Message::edge_row(l, m) * channels, bar,
+                                      p.round_tf32 != 0);
                     }
                     add_torque<l>(x_bar, back, torque);
                 });

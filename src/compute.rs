@@ -87,8 +87,14 @@ fn device(model: &ModelConfig, index: usize) -> Result<Arc<dyn CudaDevice>, Stri
     }
 }
 
-/// Where this process computes, if it has no other on its host to agree with: on the device with
-/// its place among the processes there. Ranks agree by [`placement`](crate::placement).
+/// Why this process sees no device, in one line.
+pub fn why_none_visible(model: &ModelConfig) -> Option<String> {
+    devices(model).err()
+}
+
+/// Where a process computes that knows of no others: on the device with its place among the
+/// processes of its host. Ranks that serve are placed together instead, by what all of them see
+/// ([`placement`](crate::placement)).
 ///
 /// # Errors
 /// `--device cuda` without a usable GPU, with the reason.
@@ -100,13 +106,34 @@ pub fn choose(model: &ModelConfig) -> Result<Place, String> {
     match (devices, model.device) {
         (Ok(devices), _) => Ok(Place::Cuda(model.local_index % devices.len().max(1))),
         (Err(error), Device::Cuda) => Err(format!("--device cuda: {error}")),
-        (Err(error), _) => match model.precision.map(Precision::from) {
-            Some(precision @ (Precision::Tf32 | Precision::F16)) => {
-                Err(format!("--precision {precision} needs a GPU: {error}"))
-            }
-            _ => Ok(Place::Cpu),
-        },
+        (Err(error), _) => needs_no_gpu(model, &error.to_string()).map(|()| Place::Cpu),
     }
+}
+
+/// Refuses number types that only a GPU computes in.
+fn needs_no_gpu(model: &ModelConfig, no_gpu: &str) -> Result<(), String> {
+    match model.precision.map(Precision::from) {
+        Some(precision @ (Precision::Tf32 | Precision::F16)) => {
+            Err(format!("--precision {precision} needs a GPU: {no_gpu}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The configuration once it is known whether the ranks compute on GPUs: `auto` is so no longer,
+/// so that what is recorded, reported and computed is one and the same on every rank.
+///
+/// # Errors
+/// A number type that needs a GPU where there is none.
+pub fn settled(model: &ModelConfig, on_cuda: bool) -> Result<ModelConfig, String> {
+    if !on_cuda {
+        let reason = fallback(model).unwrap_or_else(|| "the ranks compute on CPUs".into());
+        needs_no_gpu(model, &reason)?;
+    }
+    Ok(ModelConfig {
+        device: if on_cuda { Device::Cuda } else { Device::Cpu },
+        ..model.clone()
+    })
 }
 
 /// Why a GPU is not used although one would have been, in one line.
@@ -117,9 +144,14 @@ pub fn fallback(model: &ModelConfig) -> Option<String> {
     }
 }
 
-/// Whether this process would compute on a GPU.
+/// Whether the network is evaluated on GPUs.
 pub fn on_cuda(model: &ModelConfig) -> bool {
-    matches!(choose(model), Ok(Place::Cuda(_)))
+    match model.device {
+        Device::Cpu => false,
+        // This process need not see one: the first rank only serves.
+        Device::Cuda => true,
+        Device::Auto => matches!(choose(model), Ok(Place::Cuda(_))),
+    }
 }
 
 /// "cpu" or "cuda".

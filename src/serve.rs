@@ -71,7 +71,7 @@ pub fn run(config: &ServeConfig) -> Result<Exit, String> {
 
 /// One process: a worker thread takes the place of the ranks.
 fn alone(config: &ServeConfig) -> Result<Exit, String> {
-    let place = place_of(
+    let (place, config) = &placed(
         0,
         vec![Seat {
             rank: 0,
@@ -79,15 +79,15 @@ fn alone(config: &ServeConfig) -> Result<Exit, String> {
             computes: true,
             visible: compute::visible(&config.model),
         }],
-        &config.model,
+        config,
     )?;
     let checkpoint = compute::open_checkpoint(config.model.path.as_deref())?;
     let front = Front::open(config, &checkpoint, 0)?;
-    let started = source(config, &checkpoint, 0, &place).and_then(|source| {
+    let started = source(config, &checkpoint, 0, place).and_then(|source| {
         let potential = (source.create)()?;
         log_worker(&config.model);
         let body = reviving_thread_body(potential, source, config.max_edges);
-        let device = device_of(&place);
+        let device = device_of(place);
         ThreadWorkers::start(vec![device.clone()], front.engine.waker(), body)
             .map(|workers| (workers, device))
             .map_err(|error| format!("cannot start the worker thread: {error}"))
@@ -106,22 +106,36 @@ fn alone(config: &ServeConfig) -> Result<Exit, String> {
     }
 }
 
-/// The place of `rank` among all ranks.
-fn place_of(rank: usize, seats: Vec<Seat>, model: &ModelConfig) -> Result<Place, String> {
-    let wanted = match model.device {
+/// The place of `rank` among all ranks, and the configuration with the kind of device that they
+/// all have come to.
+fn placed(
+    rank: usize,
+    seats: Vec<Seat>,
+    config: &ServeConfig,
+) -> Result<(Place, ServeConfig), String> {
+    let wanted = match config.model.device {
         Device::Cpu => Wanted::Cpu,
         Device::Auto => Wanted::Auto,
         Device::Cuda => Wanted::Devices,
     };
     let places = placement::assign(&seats, wanted).map_err(|mismatch| {
         // Whether this process can use a GPU at all comes first.
-        match compute::choose(model) {
-            Err(reason) if seats.len() == 1 => reason,
-            Err(reason) => format!("{mismatch}\n(here: {reason})"),
-            Ok(_) => mismatch.to_string(),
+        match compute::why_none_visible(&config.model) {
+            Some(reason) if seats.len() == 1 => format!("--device cuda: {reason}"),
+            Some(reason) => format!("{mismatch}\n(here: {reason})"),
+            None => mismatch.to_string(),
         }
     })?;
-    Ok(places.into_iter().nth(rank).unwrap_or(Place::None))
+    let on_devices = places.iter().any(|p| matches!(p, Place::Device { .. }));
+    if !on_devices && let Some(reason) = compute::fallback(&config.model) {
+        tracing::info!("{reason}");
+    }
+    let model = compute::settled(&config.model, on_devices)?;
+    let config = ServeConfig {
+        model,
+        ..config.clone()
+    };
+    Ok((places.into_iter().nth(rank).unwrap_or(Place::None), config))
 }
 
 /// What a rank computes on, in a word.
@@ -141,17 +155,10 @@ fn source(
     place: &Place,
 ) -> Result<PotentialSource, String> {
     let (model, checkpoint) = (config.model.clone(), checkpoint.clone());
-    let place = match place {
-        Place::Device { index, .. } => compute::Place::Cuda(*index),
-        Place::None | Place::Cpu => {
-            // Says whether that is what was asked for.
-            compute::choose(&model)?;
-            compute::Place::Cpu
-        }
+    let place = match *place {
+        Place::Device { index, .. } => compute::Place::Cuda(index),
+        Place::None | Place::Cpu => compute::Place::Cpu,
     };
-    if let Some(reason) = compute::fallback(&model) {
-        tracing::info!("{reason}");
-    }
     let probe = System {
         numbers: vec![1, 1],
         positions: vec![[0.0; 3], [0.0, 0.0, 0.74]],
@@ -202,13 +209,13 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
         visible: compute::visible(&config.model),
     })?;
     // All come to the same answer; one says it.
-    let place = place_of(rank, seats, &config.model)
+    let (place, config) = &placed(rank, seats, config)
         .map_err(|reason| if rank == 0 { reason } else { String::new() })?;
     let identity = |checkpoint: &Checkpoint| Identity {
         host: Ranks::host(),
         build: build_hash(config),
         checkpoint: checkpoint.digest.to_string(),
-        device: device_of(&place),
+        device: device_of(place),
     };
     if rank == 0 {
         // Everything that can fail is tried before the others are told to go on.
@@ -253,7 +260,7 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
         .map_err(|error| format!("cannot watch for signals: {error}"))
         .and_then(|()| compute::open_checkpoint(config.model.path.as_deref()))
         .and_then(|checkpoint| {
-            let source = source(config, &checkpoint, rank - 1, &place)?;
+            let source = source(config, &checkpoint, rank - 1, place)?;
             let potential = (source.create)()?;
             Ok(((potential, source), identity(&checkpoint)))
         });

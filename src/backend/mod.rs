@@ -84,6 +84,8 @@ pub struct NetworkForces {
     pub forces: Vec<[f64; 3]>,
     /// Sum over edges of dE/d(vector) x vector, symmetric.
     pub virial: [[f64; 3]; 3],
+    /// Directed edges that were found.
+    pub edges: usize,
 }
 
 /// A device failed: nothing is wrong with the structures. In words, with the device's own name of

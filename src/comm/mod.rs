@@ -154,6 +154,11 @@ pub trait Link {
     /// The next shard, waiting for it; `None` when the worker should leave.
     fn take(&mut self) -> Option<Arc<Shard>>;
 
+    /// A shard that has arrived already: for workers that have two in hand at a time.
+    fn try_take(&mut self) -> Option<Arc<Shard>> {
+        None
+    }
+
     /// Sends the outcomes of a shard back.
     fn answer(&mut self, shard: u64, outcomes: Vec<Outcome>);
 

@@ -614,6 +614,10 @@ impl Link for RankLink {
         self.shards.recv().ok()
     }
 
+    fn try_take(&mut self) -> Option<Arc<Shard>> {
+        self.shards.try_recv().ok()
+    }
+
     fn answer(&mut self, shard: u64, outcomes: Vec<Outcome>) {
         // The main thread outlives this one.
         let _ = self.said.send(Said::Answer(shard, outcomes));

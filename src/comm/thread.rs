@@ -153,6 +153,11 @@ impl Link for ThreadLink {
         (!self.leave.load(Ordering::Acquire)).then_some(shard)
     }
 
+    fn try_take(&mut self) -> Option<Arc<Shard>> {
+        let shard = self.shards.try_recv().ok()?;
+        (!self.leave.load(Ordering::Acquire)).then_some(shard)
+    }
+
     fn answer(&mut self, shard: u64, outcomes: Vec<Outcome>) {
         self.tell(WorkerEvent::Done {
             worker: self.worker,

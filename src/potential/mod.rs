@@ -53,6 +53,15 @@ pub struct EdgeGradients {
     pub gradient: Vec<[f64; 3]>,
 }
 
+/// An evaluation of one system by a device that found the edges itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Evaluated {
+    /// Energy, forces, stress.
+    pub evaluation: Evaluation,
+    /// Directed edges: what the evaluation has cost.
+    pub edges: usize,
+}
+
 /// A potential energy surface made of edge vectors.
 pub trait Potential: Send + Sync {
     /// Pairs further apart do not interact, Angstrom.
@@ -72,13 +81,20 @@ pub trait Potential: Send + Sync {
     ) -> Vec<Result<EdgeGradients, EvaluationError>>;
 
     /// Evaluations of the systems whose neighbours the device finds itself; `None` for the others.
-    /// The systems have passed [`check`](Potential::check).
+    /// The systems have passed [`check`](Potential::check). Whatever wraps a potential has to pass
+    /// this on: it is the faster way.
     fn evaluations(
         &self,
         systems: &[&System],
         _max_edges: usize,
-    ) -> Vec<Option<Result<Evaluation, EvaluationError>>> {
+    ) -> Vec<Option<Result<Evaluated, EvaluationError>>> {
         systems.iter().map(|_| None).collect()
+    }
+
+    /// Whether two batches at a time, on two threads, are done sooner than one after the other: on a
+    /// device of its own, the host prepares one while the device computes the other.
+    fn overlaps(&self) -> bool {
+        false
     }
 }
 
@@ -111,12 +127,17 @@ pub fn evaluate(
         .collect();
     // First the device by itself, then with edges from here.
     type Evaluations = Vec<Option<Result<Evaluation, EvaluationError>>>;
+    type Way<'a> = &'a dyn Fn(&[&System]) -> Evaluations;
     let with_lists = |s: &[&System]| -> Evaluations {
         let evaluations = evaluate_lists(potential, s, max_edges);
         evaluations.into_iter().map(Some).collect()
     };
-    let ways: [&dyn Fn(&[&System]) -> Evaluations; 2] =
-        [&|s| potential.evaluations(s, max_edges), &with_lists];
+    let on_device = |s: &[&System]| -> Evaluations {
+        let evaluations = potential.evaluations(s, max_edges).into_iter();
+        let evaluation = |e: Option<Result<Evaluated, _>>| Some(e?.map(|e| e.evaluation));
+        evaluations.map(evaluation).collect()
+    };
+    let ways: [Way; 2] = [&on_device, &with_lists];
     for way in ways {
         let open: Vec<usize> = (0..systems.len())
             .filter(|&i| answers[i].is_none())

@@ -1,7 +1,6 @@
 //! What rank 0 opens and runs: server, engine, recorder, states of sessions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TrySendError};
 

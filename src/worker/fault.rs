@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::neighbors::NeighborList;
-use crate::potential::{EdgeGradients, EvaluationError, Potential};
+use crate::potential::{EdgeGradients, Evaluated, EvaluationError, Potential};
 use crate::system::System;
 
 /// A fault: what, on which worker, at which evaluation.
@@ -96,19 +96,52 @@ impl Potential for Faulty {
         batch: &[(&System, &NeighborList)],
     ) -> Vec<Result<EdgeGradients, EvaluationError>> {
         let pass = self.passes.fetch_add(1, Ordering::Relaxed) + 1;
+        if !self.strikes(pass) {
+            return self.potential.edge_gradients(batch);
+        }
+        batch.iter().map(|_| Err(self.error())).collect()
+    }
+
+    fn evaluations(
+        &self,
+        systems: &[&System],
+        max_edges: usize,
+    ) -> Vec<Option<Result<Evaluated, EvaluationError>>> {
+        // What is left to `edge_gradients` is counted there.
+        let pass = self.passes.load(Ordering::Relaxed) + 1;
+        let strikes = self.strikes(pass);
+        let answers = self.potential.evaluations(systems, max_edges);
+        let answered = answers.iter().flatten().count();
+        if answered > 0 {
+            self.passes.store(pass, Ordering::Relaxed);
+        }
+        match strikes && answered > 0 {
+            true => systems.iter().map(|_| Some(Err(self.error()))).collect(),
+            false => answers,
+        }
+    }
+
+    fn overlaps(&self) -> bool {
+        self.potential.overlaps()
+    }
+}
+
+impl Faulty {
+    /// Whether the fault comes at this pass; a hang never returns.
+    fn strikes(&self, pass: u64) -> bool {
         let strikes = match self.fault.kind {
             FaultKind::DeviceLost => pass >= self.fault.at,
             FaultKind::DeviceError | FaultKind::Hang => pass == self.fault.at,
         };
-        if !strikes {
-            return self.potential.edge_gradients(batch);
-        }
-        if self.fault.kind == FaultKind::Hang {
+        if strikes && self.fault.kind == FaultKind::Hang {
             loop {
                 std::thread::sleep(Duration::from_secs(3600));
             }
         }
-        let error = || EvaluationError::Device("injected fault".into());
-        batch.iter().map(|_| Err(error())).collect()
+        strikes
+    }
+
+    fn error(&self) -> EvaluationError {
+        EvaluationError::Device("injected fault".into())
     }
 }

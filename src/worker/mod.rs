@@ -9,6 +9,7 @@ pub mod fault;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::comm::thread::panic_message;
 use crate::comm::{Job, Link, Outcome, Shard, Task};
 use crate::dynamics::{Method, State, begin_step, end_step};
 use crate::neighbors::NeighborList;
-use crate::potential::{EdgeGradients, EvaluationError, Potential, evaluate};
+use crate::potential::{EdgeGradients, Evaluated, EvaluationError, Potential, evaluate};
 use crate::system::{Evaluation, System};
 
 /// Does shards until there are no more. `max_edges` bounds each system. If the device fails, the
@@ -34,20 +35,95 @@ fn serve_until_failure(
     potential: &dyn Potential,
     max_edges: usize,
 ) -> Option<String> {
+    if potential.overlaps() {
+        return serve_overlapping(link, potential, max_edges);
+    }
     while let Some(shard) = link.take() {
-        let span = tracing::debug_span!("shard", id = shard.id, jobs = shard.jobs.len());
-        let started = std::time::Instant::now();
-        let outcomes = span.in_scope(|| {
-            let outcomes = try_run(&shard, potential, max_edges);
-            tracing::debug!(elapsed = ?started.elapsed(), "evaluated");
-            outcomes
-        });
-        match outcomes {
+        match run_logged(&shard, potential, max_edges) {
             Ok(outcomes) => link.answer(shard.id, outcomes),
             Err(DeviceFailure(reason)) => return Some(reason),
         }
     }
     None
+}
+
+fn run_logged(
+    shard: &Shard,
+    potential: &dyn Potential,
+    max_edges: usize,
+) -> Result<Vec<Outcome>, DeviceFailure> {
+    let span = tracing::debug_span!("shard", id = shard.id, jobs = shard.jobs.len());
+    let started = std::time::Instant::now();
+    span.in_scope(|| {
+        let outcomes = try_run(shard, potential, max_edges);
+        tracing::debug!(elapsed = ?started.elapsed(), "evaluated");
+        outcomes
+    })
+}
+
+/// Shards in hand at a time where they overlap: one on the device, one with the host.
+const LANES: usize = 2;
+
+/// How often a worker with a free lane looks for another shard.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// [`serve_until_failure`] with two shards in hand: atoms of one are moved, and its tables made and
+/// its outcomes sent, while the device computes the other. Outcomes do not depend on it.
+fn serve_overlapping(
+    link: &mut dyn Link,
+    potential: &dyn Potential,
+    max_edges: usize,
+) -> Option<String> {
+    std::thread::scope(|scope| {
+        let (done_sender, done) = channel();
+        let lanes: Vec<Sender<Arc<Shard>>> = (0..LANES)
+            .map(|lane| {
+                let (sender, shards) = channel::<Arc<Shard>>();
+                let done = done_sender.clone();
+                scope.spawn(move || {
+                    for shard in shards {
+                        let outcomes = guarded(|| run_logged(&shard, potential, max_edges))
+                            .unwrap_or_else(|error| Ok(failed(&shard, &error)));
+                        if done.send((lane, shard.id, outcomes)).is_err() {
+                            break;
+                        }
+                    }
+                });
+                sender
+            })
+            .collect();
+        let mut free: Vec<usize> = (0..LANES).collect();
+        let mut failure = None;
+        loop {
+            let idle = free.len() == LANES;
+            if idle && failure.is_some() {
+                return failure;
+            }
+            let shard = match (idle, &failure) {
+                (true, _) => Some(link.take()?),
+                (false, None) if !free.is_empty() => link.try_take(),
+                _ => None,
+            };
+            if let (Some(shard), Some(lane)) = (shard, free.last()) {
+                // A lane lives until its sender is dropped.
+                let _ = lanes[*lane].send(shard);
+                free.pop();
+            }
+            // With a lane to spare and a device that works, another shard may come first.
+            let next = match free.is_empty() || failure.is_some() {
+                true => done.recv().ok(),
+                false => done.recv_timeout(LOOK).ok(),
+            };
+            let Some((lane, id, outcomes)) = next else {
+                continue;
+            };
+            free.push(lane);
+            match outcomes {
+                Ok(outcomes) => link.answer(id, outcomes),
+                Err(DeviceFailure(reason)) => failure = failure.or(Some(reason)),
+            }
+        }
+    })
 }
 
 /// Makes a worker's potential, again if its device has failed.
@@ -136,15 +212,19 @@ pub struct DeviceFailure(pub String);
 /// [`try_run`]; a failure of the device becomes the error of every job.
 pub fn run(shard: &Shard, potential: &dyn Potential, max_edges: usize) -> Vec<Outcome> {
     try_run(shard, potential, max_edges).unwrap_or_else(|DeviceFailure(reason)| {
-        let error = EvaluationError::Device(reason).to_string();
-        let outcome = |job: &Job| Outcome {
-            session: job.session,
-            serial: job.serial,
-            result: Err(error.clone()),
-            edges: 0,
-        };
-        shard.jobs.iter().map(outcome).collect()
+        failed(shard, &EvaluationError::Device(reason).to_string())
     })
+}
+
+/// The same error for every job.
+fn failed(shard: &Shard, error: &str) -> Vec<Outcome> {
+    let outcome = |job: &Job| Outcome {
+        session: job.session,
+        serial: job.serial,
+        result: Err(error.to_owned()),
+        edges: 0,
+    };
+    shard.jobs.iter().map(outcome).collect()
 }
 
 /// The outcomes of a shard, one per job, in order. All jobs are evaluated in one batch (two, if
@@ -350,6 +430,23 @@ impl Potential for EdgeCount<'_> {
             .unwrap_or_else(PoisonError::into_inner)
             .extend(counts);
         self.potential.edge_gradients(batch)
+    }
+
+    fn evaluations(
+        &self,
+        systems: &[&System],
+        max_edges: usize,
+    ) -> Vec<Option<Result<Evaluated, EvaluationError>>> {
+        let answers = self.potential.evaluations(systems, max_edges);
+        let counts = systems.iter().zip(&answers).filter_map(|(system, answer)| {
+            let evaluated = answer.as_ref()?.as_ref().ok()?;
+            Some((address(system), evaluated.edges as u64))
+        });
+        self.edges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(counts);
+        answers
     }
 }
 

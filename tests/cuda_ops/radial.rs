@@ -78,7 +78,7 @@ fn layer_norm_and_its_gradient() {
                 bias: bench.floats(&bias),
                 out,
                 width: width as u32,
-                pad: 0,
+                round_tf32: 0,
             };
             bench.launch(bench.shapes.layer_norm_silu(rows + 9, width), &params);
             let expected: Vec<f64> = x
@@ -103,7 +103,7 @@ fn layer_norm_and_its_gradient() {
                 gradient,
                 x_gradient: gradient,
                 width: width as u32,
-                pad: 0,
+                round_tf32: 0,
             };
             bench.launch(
                 bench.shapes.layer_norm_silu_backward(rows + 9, width),
@@ -209,6 +209,8 @@ fn the_first_radial_layer_and_its_gradient() {
                         width: width as u32,
                         spacing: spacing as f32,
                         exponent: exponent as f32,
+                        round_tf32: 0,
+                        pad: 0,
                     };
                     let rows = end - begin + 30;
                     bench.launch(bench.shapes.radial_first(rows, width, basis), &params);
@@ -289,7 +291,7 @@ fn gated_edges_and_their_gradient() {
             channels: c as u32,
             lmax: layout.lmax as u32,
             mmax: layout.mmax as u32,
-            pad: 0,
+            round_tf32: 0,
         };
         bench.launch(bench.shapes.gate_edges(rows + 50), &params);
         let found = bench.get_stored(out, rows * width);
@@ -308,7 +310,7 @@ fn gated_edges_and_their_gradient() {
                 channels: c as u32,
                 lmax: layout.lmax as u32,
                 mmax: layout.mmax as u32,
-                pad: 0,
+                round_tf32: 0,
             };
             bench.launch(bench.shapes.gate_edges_backward(rows + 50), &params);
             let found = bench.get_stored(x_gradient, rows * (gates + width));

@@ -123,7 +123,7 @@ fn gather(bench: &Bench, batch: &Batch, values: &Values, chunks: &[Chunk]) -> Ve
             radial: bench.stored(&values.radial[begin * radial_width..end * radial_width]),
             out,
             channels: c as u32,
-            pad: 0,
+            round_tf32: 0,
         };
         // A grid for more than there is.
         bench.launch(bench.shapes.gather_rotate_scale(end - begin + 40), &params);
@@ -208,7 +208,7 @@ fn gather_backward(bench: &Bench, batch: &Batch, values: &Values, chunks: &[Chun
             torque,
             source_torque,
             channels: c as u32,
-            pad: 0,
+            round_tf32: 0,
         };
         bench.launch(bench.shapes.gather_backward(batch.atoms() + 3), &params);
         radial.extend(bench.get_stored(radial_gradient, (end - begin) * radial_width));
@@ -405,6 +405,8 @@ fn scatter_backward(
             torque,
             channels: c as u32,
             scale,
+            round_tf32: 0,
+            pad: 0,
         };
         let atoms = (chunk.atom_end - chunk.atom_begin) as usize + 2;
         let launch = match orders {

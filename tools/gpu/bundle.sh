@@ -40,7 +40,7 @@ cargo bench --locked --no-default-features --message-format json-render-diagnost
 cargo test "${features[@]}" --no-run --lib | collect
 
 cp models/*.pt "$bundle/models/"
-cp tools/gpu/run.sh tools/reference/make_checkpoint.py "$bundle/"
+cp tools/gpu/run.sh tools/gpu/table.py tools/reference/make_checkpoint.py "$bundle/"
 cp target/kernels/table.txt "$bundle/kernels.txt"
 git rev-parse HEAD >"$bundle/commit" 2>/dev/null || echo unknown >"$bundle/commit"
 for program in "$bundle"/umaserve "$bundle"/gpu "$bundle"/*-tests; do strip -g "$program"; done

@@ -563,10 +563,7 @@ impl Pinned for PageLocked {
     }
 }
 
-fn page_locked<'a>(
-    found: Option<&'a PageLocked>,
-    bytes: usize,
-) -> Result<&'a PageLocked, CudaError> {
+fn page_locked(found: Option<&PageLocked>, bytes: usize) -> Result<&PageLocked, CudaError> {
     match found {
         Some(memory) if bytes <= memory.bytes => Ok(memory),
         Some(memory) => Err(CudaError::Invalid(format!(
@@ -964,6 +961,10 @@ impl State {
     }
 }
 
+/// Closing a device takes its context from everybody in this process.
+#[cfg(test)]
+pub static ONE_TEST_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -971,6 +972,7 @@ mod tests {
     /// On machines without a GPU: says so in one line. With one: opens it.
     #[test]
     fn a_machine_without_a_gpu_says_so_and_one_with_a_gpu_runs_kernels() {
+        let _alone = ONE_TEST_AT_A_TIME.lock();
         match DriverDevice::open(0) {
             Err(CudaError::Unavailable(reason)) => {
                 assert!(!reason.contains('\n') && reason.len() > 20, "{reason}");

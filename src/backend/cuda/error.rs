@@ -47,14 +47,6 @@ pub enum CudaError {
     /// The program or the checkpoint asks for what the kernels cannot do.
     #[error("not on CUDA: {0}")]
     Unsupported(String),
-    /// Energies or forces that are not finite.
-    #[error("structure {structure} of the batch: the network's {what} is not finite")]
-    NotFinite {
-        /// Which structure of the batch.
-        structure: usize,
-        /// "energy" or "gradient".
-        what: &'static str,
-    },
 }
 
 impl CudaError {

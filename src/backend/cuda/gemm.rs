@@ -19,8 +19,10 @@ pub const ACCUMULATE: u32 = 2;
 pub enum Arithmetic {
     /// f32 throughout.
     F32,
-    /// f32 in memory, tf32 operands.
+    /// tf32 operands, rounded by whoever wrote them.
     Tf32,
+    /// tf32 operands, `a` of which is f32 in memory and rounded while it is read.
+    F32AsTf32,
     /// fp16 operands and result.
     F16,
     /// fp16 operands, f32 result.
@@ -28,7 +30,8 @@ pub enum Arithmetic {
 }
 
 impl Arithmetic {
-    /// Of a product of edge values whose result is an edge value again.
+    /// Of a product of edge values whose result is an edge value again. They are ready: written
+    /// by a kernel that rounds what a product reads.
     pub fn of_edges(precision: Precision) -> Arithmetic {
         match precision {
             Precision::F32 => Arithmetic::F32,
@@ -49,14 +52,14 @@ impl Arithmetic {
     pub fn of_atoms(precision: Precision) -> Arithmetic {
         match precision {
             Precision::F32 => Arithmetic::F32,
-            Precision::Tf32 | Precision::F16 => Arithmetic::Tf32,
+            Precision::Tf32 | Precision::F16 => Arithmetic::F32AsTf32,
         }
     }
 
     /// Elements of an operand in 16 bytes.
     fn piece(self) -> u64 {
         match self {
-            Arithmetic::F32 | Arithmetic::Tf32 => 4,
+            Arithmetic::F32 | Arithmetic::Tf32 | Arithmetic::F32AsTf32 => 4,
             Arithmetic::F16 | Arithmetic::F16ToF32 => 8,
         }
     }
@@ -114,6 +117,7 @@ pub fn launch(
     mut params: GemmParams,
 ) -> GemmLaunch {
     assert!(spans.len() <= MAX_SPANS, "{} spans", spans.len());
+    assert!(!gated || arithmetic != Arithmetic::F32AsTf32);
     let piece = arithmetic.piece();
     let whole = |x: u64| x.is_multiple_of(piece);
     let aligned = whole(params.a_stride)
@@ -176,6 +180,11 @@ fn kernel(arithmetic: Arithmetic, size: Size, gated: bool) -> &'static str {
     match arithmetic {
         Arithmetic::F32 => of!("f32"),
         Arithmetic::Tf32 => of!("tf32"),
+        Arithmetic::F32AsTf32 => match size {
+            Size::Large => "gemm_f32_as_tf32_large",
+            Size::Small => "gemm_f32_as_tf32_small",
+            Size::Odd => "gemm_f32_as_tf32_odd",
+        },
         Arithmetic::F16 => of!("f16"),
         Arithmetic::F16ToF32 => of!("f16_f32"),
     }

@@ -206,6 +206,7 @@ struct State {
     events: HashMap<usize, Instant>,
     made: usize,
     launches: u64,
+    graph_launches: u64,
     unhealthy: Option<CudaError>,
     /// Given instead of doing the next launch.
     injected: Option<CudaError>,
@@ -246,6 +247,16 @@ impl HostDevice {
     /// Kernels launched so far, those of graphs included.
     pub fn launches(&self) -> u64 {
         self.lock().launches
+    }
+
+    /// Graphs launched so far.
+    pub fn graph_launches(&self) -> u64 {
+        self.lock().graph_launches
+    }
+
+    /// Graphs that have not been given back.
+    pub fn graphs(&self) -> usize {
+        self.lock().graphs.len()
     }
 
     /// The next launch fails with this error instead.
@@ -602,6 +613,7 @@ impl Device for HostDevice {
         let mut state = self.healthy()?;
         let work = state.graphs.get(&graph.0).cloned();
         let work = work.ok_or_else(|| CudaError::Invalid("a graph that was given back".into()))?;
+        state.graph_launches += 1;
         work.iter().try_for_each(|work| state.perform(work))
     }
 

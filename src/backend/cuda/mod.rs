@@ -21,6 +21,8 @@ pub mod params;
 mod pass;
 mod plan;
 mod run;
+#[cfg(test)]
+mod search_tests;
 pub mod shapes;
 mod weights;
 
@@ -39,6 +41,7 @@ use plan::{Keep, Plan};
 use rayon::prelude::*;
 use run::{Constants, Runner};
 use shapes::Shapes;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use weights::Weights;
 
@@ -76,7 +79,8 @@ pub struct Options {
     pub mixed_bytes: usize,
     /// Most memory for experts that stay on the device, bytes.
     pub experts_bytes: usize,
-    /// Edges that are computed together. More use the device better, fewer take less memory.
+    /// Most edges that are computed together. More use the device better, fewer take less memory;
+    /// where that is short there are fewer.
     pub chunk_edges: usize,
     /// Whether repeated evaluations of one size are replayed as a graph.
     pub graphs: bool,
@@ -90,7 +94,7 @@ impl Options {
             memory_bytes: free_bytes / 10 * 7,
             mixed_bytes: free_bytes / 10,
             experts_bytes: free_bytes / 10,
-            chunk_edges: 16 * 1024,
+            chunk_edges: 64 * 1024,
             graphs: true,
         }
     }
@@ -108,16 +112,71 @@ const LAYOUTS: [(usize, usize); 8] = [
     (6, 2),
 ];
 
+/// Memory of an evaluation of so many atoms and edges of one system, bytes: with everything kept that
+/// the backward pass reads, without the radial networks, without the messages too, with nothing kept.
+/// Weights come on top.
+///
+/// # Errors
+/// Programs that the kernels cannot run.
+pub fn evaluation_bytes(
+    program: &Program,
+    options: &Options,
+    atoms: usize,
+    edges: usize,
+) -> Result<[usize; 4], CudaError> {
+    let capacity = Capacity {
+        atoms,
+        edges,
+        systems: 1,
+    }
+    .rounded();
+    let stored = stored_bytes(options.precision);
+    let mut bytes = [0; 4];
+    for (bytes, keep) in bytes.iter_mut().zip(KEEP) {
+        let plan = Plan::new(program, stored, keep)?;
+        let edges = match keep {
+            Keep::Everything | Keep::Messages => options.chunk_edges,
+            Keep::Gates | Keep::Nothing => options.chunk_edges.min(SMALL_CHUNK_EDGES),
+        };
+        let chunking = Chunking::new(&capacity, edges);
+        *bytes = Places::new(program, &plan, &capacity, &chunking).bytes;
+    }
+    Ok(bytes)
+}
+
+/// Most first.
+const KEEP: [Keep; 4] = [Keep::Everything, Keep::Messages, Keep::Gates, Keep::Nothing];
+
+/// Edges of a chunk where memory is short.
+const SMALL_CHUNK_EDGES: usize = 16 * 1024;
+
+/// Bytes of an edge value.
+fn stored_bytes(precision: Precision) -> usize {
+    match precision {
+        Precision::F16 => 2,
+        Precision::F32 | Precision::Tf32 => 4,
+    }
+}
+
 /// Interprets one program on a CUDA device.
 pub struct CudaBackend {
     program: Arc<Program>,
     source: Arc<dyn WeightSource>,
     device: Arc<dyn Device>,
     options: Options,
-    /// By how much is kept, most first.
-    plans: [Plan; 3],
+    /// By how much is kept, as [`KEEP`].
+    plans: [Plan; 4],
     shapes: Shapes,
     state: Mutex<Option<State>>,
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(state) = state.take() {
+            state.release(&*self.device);
+        }
+    }
 }
 
 /// What lies on the device.
@@ -126,9 +185,15 @@ struct State {
     constants: Constants,
     passes: Vec<Pass>,
     clock: u64,
-    /// Most edges per atom of a batch so far.
-    edges_per_atom: usize,
+    /// Most edges per atom so far, by the key of the conditioning.
+    edges_per_atom: HashMap<String, usize>,
 }
+
+/// Edges per atom of a system of which nothing is known.
+const USUAL_EDGES_PER_ATOM: usize = 72;
+
+/// Compositions whose edges are remembered.
+const MOST_REMEMBERED: usize = 4096;
 
 impl CudaBackend {
     /// Prepares a program: uploads its weights, except those that are mixed per system.
@@ -148,15 +213,14 @@ impl CudaBackend {
                 layout.lmax, layout.mmax
             )));
         }
-        let stored = match options.precision {
-            Precision::F16 => 2,
-            Precision::F32 | Precision::Tf32 => 4,
-        };
+        let stored = stored_bytes(options.precision);
         let plan = |keep| Plan::new(&program, stored, keep);
+        let [everything, messages, gates, nothing] = KEEP;
         let plans = [
-            plan(Keep::Messages)?,
-            plan(Keep::Gates)?,
-            plan(Keep::Nothing)?,
+            plan(everything)?,
+            plan(messages)?,
+            plan(gates)?,
+            plan(nothing)?,
         ];
         let shapes = Shapes::new(&program, options.precision);
         let backend = CudaBackend {
@@ -196,35 +260,44 @@ impl CudaBackend {
             },
             passes: Vec::new(),
             clock: 0,
-            edges_per_atom: 64,
+            edges_per_atom: HashMap::new(),
         })
     }
 
-    fn chunking(&self, capacity: &Capacity) -> Chunking {
-        Chunking::new(capacity, self.options.chunk_edges)
+    /// The ways to evaluate a batch, the quickest first: what is kept, how edges are cut.
+    fn ways(&self, capacity: &Capacity) -> impl Iterator<Item = (usize, Chunking)> {
+        let large = Chunking::new(capacity, self.options.chunk_edges);
+        let small = self.options.chunk_edges.min(SMALL_CHUNK_EDGES);
+        let small = Chunking::new(capacity, small);
+        (0..KEEP.len()).flat_map(move |keep| [(keep, large), (keep, small)])
     }
 
     /// Memory of a pass that keeps as little as possible, bytes.
     fn least_memory(&self, capacity: &Capacity) -> usize {
-        let chunking = self.chunking(capacity);
-        Places::new(&self.program, &self.plans[2], capacity, &chunking).bytes
+        let bytes = |(keep, chunking): (usize, Chunking)| {
+            Places::new(&self.program, &self.plans[keep], capacity, &chunking).bytes
+        };
+        self.ways(capacity).last().map_or(0, bytes)
     }
 
     /// A pass that holds a batch: one that is there, or a new one for which others may have to go.
     fn pass(&self, state: &mut State, need: Capacity) -> Result<usize, CudaError> {
         let capacity = need.rounded();
         state.clock += 1;
-        if let Some(i) = state.passes.iter().position(|p| p.capacity == capacity) {
+        let serving = (0..state.passes.len())
+            .filter(|&i| state.passes[i].capacity.serves(&need))
+            .min_by_key(|&i| state.passes[i].capacity.edges);
+        if let Some(i) = serving {
             state.passes[i].last_use = state.clock;
             return Ok(i);
         }
         let limit = self.options.memory_bytes;
-        let chunking = self.chunking(&capacity);
-        let fitting = self.plans.iter().enumerate().find_map(|(keep, plan)| {
+        let fitting = self.ways(&capacity).find_map(|(keep, chunking)| {
+            let plan = &self.plans[keep];
             let places = Places::new(&self.program, plan, &capacity, &chunking);
-            (places.bytes <= limit).then_some((keep, places))
+            (places.bytes <= limit).then_some((keep, chunking, places))
         });
-        let Some((keep, places)) = fitting else {
+        let Some((keep, chunking, places)) = fitting else {
             return Err(CudaError::Invalid(format!(
                 "{} atoms with {} edges need {} MiB, more than the limit of {} MiB",
                 need.atoms,
@@ -238,11 +311,21 @@ impl CudaBackend {
             let Some(oldest) = oldest else { break };
             self.release(state.passes.swap_remove(oldest))?;
         }
+        // Others on this device may have taken what was free when the limit was set.
+        let base = loop {
+            match self.device.alloc(places.bytes) {
+                Err(CudaError::OutOfMemory { .. }) if !state.passes.is_empty() => {
+                    let oldest = (0..state.passes.len()).min_by_key(|&i| state.passes[i].last_use);
+                    self.release(state.passes.swap_remove(oldest.unwrap_or(0)))?;
+                }
+                other => break other?,
+            }
+        };
         state.passes.push(Pass {
             capacity,
             chunking,
             places,
-            base: self.device.alloc(places.bytes)?,
+            base,
             keep,
             last_use: state.clock,
             graphs: [None; 2],
@@ -378,9 +461,30 @@ impl CudaBackend {
         Ok(outputs.collect())
     }
 
-    /// With a search on the device. `None` where the edges must come from the host: an atom has
-    /// more neighbours than the model keeps, or the batch does not fit as a whole.
+    /// With a search on the device. `None` for the systems whose edges must come from the host: an
+    /// atom has more neighbours than the model keeps, or the system does not fit into memory by
+    /// itself. Which way a system goes does not depend on the others, so its bits do not either.
     fn evaluate_positions(
+        &self,
+        state: &mut State,
+        batch: &[&PositionedSystem],
+        tables: &[SearchTables],
+    ) -> Result<Vec<Option<Result<NetworkForces, NeighborError>>>, CudaError> {
+        match self.evaluate_searched(state, batch, tables)? {
+            Some(answers) => Ok(answers.into_iter().map(Some).collect()),
+            None if batch.len() == 1 => Ok(vec![None]),
+            None => {
+                let half = batch.len() / 2;
+                let (first, second) = tables.split_at(half);
+                let mut answers = self.evaluate_positions(state, &batch[..half], first)?;
+                answers.extend(self.evaluate_positions(state, &batch[half..], second)?);
+                Ok(answers)
+            }
+        }
+    }
+
+    /// The same for a batch as a whole, or `None`.
+    fn evaluate_searched(
         &self,
         state: &mut State,
         batch: &[&PositionedSystem],
@@ -397,19 +501,25 @@ impl CudaBackend {
         let atoms = positions.iter().map(|p| p.len()).sum();
         let mut need = Capacity {
             atoms,
-            edges: state.guess(atoms),
+            edges: state.guess(batch),
             systems: batch.len(),
         };
+        // Whether the batch fits is decided on the edges that there are, not on a guess.
+        let fits =
+            |need: &Capacity| self.least_memory(&need.rounded()) <= self.options.memory_bytes;
+        while !fits(&need) && need.edges > 0 {
+            need.edges = need.edges / 4 * 3;
+        }
         // A second try knows how many edges there are.
         loop {
-            if self.least_memory(&need.rounded()) > self.options.memory_bytes {
+            if !fits(&need) {
                 return Ok(None);
             }
             let index = self.pass(state, need)?;
             let search = inputs::search(&state.passes[index], &positions, tables);
             self.run_pass(state, index, &systems, 0, &search, Kind::Search)?;
             let pass = &state.passes[index];
-            let p = &pass.places;
+            let p = &{ pass.places };
             let mut bytes = vec![0u8; p.results_end - p.flags];
             self.device.download_bytes(pass.at(p.flags), &mut bytes)?;
             let results = Results {
@@ -419,7 +529,6 @@ impl CudaBackend {
             let flags: Vec<u32> = results.get(p.flags, 4);
             let [found, degree, overflow] =
                 [flags[0] as usize, flags[1] as usize, flags[2] as usize];
-            state.edges_per_atom = state.edges_per_atom.max(found.div_ceil(atoms.max(1)));
             let limit = batch.iter().map(|s| s.max_neighbors).min().unwrap_or(0);
             if degree > limit.min(pass::MAX_DEGREE) {
                 return Ok(None);
@@ -431,10 +540,15 @@ impl CudaBackend {
                         pass.capacity.edges
                     )));
                 }
-                need.edges = found;
+                need.edges = found + found / 8;
+                if !fits(&need) {
+                    need.edges = found;
+                }
                 continue;
             }
-            return Ok(Some(forces(batch, &results, p)));
+            let answers = forces(batch, &results, p);
+            state.remember(batch, &results.get(p.edge_start, batch.len() + 1));
+            return Ok(Some(answers));
         }
     }
 }
@@ -449,12 +563,50 @@ enum Kind {
 }
 
 impl State {
-    /// Edges that so many atoms probably have.
-    fn guess(&self, atoms: usize) -> usize {
-        let pairs = atoms.saturating_mul(atoms.saturating_sub(1));
-        let usual = atoms * (self.edges_per_atom + self.edges_per_atom / 8);
-        // Small isolated molecules have no more than all pairs; small cells have more.
-        usual.min(pairs.max(64 * atoms)).max(256)
+    /// Gives all memory back. Where the device fails there is nothing left to give back.
+    fn release(self, device: &dyn Device) {
+        for pass in self.passes {
+            for graph in pass.graphs.into_iter().flatten() {
+                device.release_graph(graph);
+            }
+            let _ = device.free(pass.base);
+        }
+        let _ = device.free(self.constants.row_degree);
+        let _ = device.free(self.constants.half_turns);
+        self.weights.release(device);
+    }
+
+    /// Edges that a batch probably has, with room for some more.
+    fn guess(&self, batch: &[&PositionedSystem]) -> usize {
+        let of = |s: &&PositionedSystem| {
+            let atoms = s.system.len();
+            let known = self.edges_per_atom.get(&s.conditioning.key).copied();
+            let per_atom = known.unwrap_or(USUAL_EDGES_PER_ATOM);
+            let probably = atoms.saturating_mul(per_atom + per_atom / 8);
+            // A molecule has no more than all pairs; periodic images make more.
+            match s.system.cell.is_periodic() {
+                true => probably,
+                false => probably.min(atoms.saturating_mul(atoms.saturating_sub(1))),
+            }
+        };
+        batch.iter().map(of).sum()
+    }
+
+    /// Notes how many edges the systems of a batch have.
+    fn remember(&mut self, batch: &[&PositionedSystem], edge_start: &[u32]) {
+        if self.edges_per_atom.len() > MOST_REMEMBERED {
+            self.edges_per_atom.clear();
+        }
+        for (system, edges) in batch.iter().zip(edge_start.windows(2)) {
+            let per_atom = (edges[1] - edges[0]) as usize / system.system.len().max(1) + 1;
+            match self.edges_per_atom.get_mut(&system.conditioning.key) {
+                Some(most) => *most = per_atom.max(*most),
+                None => {
+                    let key = system.conditioning.key.clone();
+                    self.edges_per_atom.insert(key, per_atom);
+                }
+            }
+        }
     }
 }
 
@@ -493,6 +645,7 @@ fn forces(
             }),
             false => Ok(NetworkForces {
                 energy: energies[i],
+                edges,
                 forces,
                 virial: std::array::from_fn(|j| {
                     std::array::from_fn(|k| 0.5 * (virials[i][3 * j + k] + virials[i][3 * k + j]))
@@ -535,8 +688,8 @@ impl Backend for CudaBackend {
         let systems: Vec<&PositionedSystem> = searched.iter().map(|&i| &batch[i]).collect();
         let found =
             self.on_device(|state| self.evaluate_positions(state, &systems, &their_tables))?;
-        for (i, answer) in searched.into_iter().zip(found.into_iter().flatten()) {
-            answers[i] = Some(answer);
+        for (i, answer) in searched.into_iter().zip(found) {
+            answers[i] = answer;
         }
         Ok(answers)
     }

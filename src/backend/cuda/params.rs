@@ -237,6 +237,10 @@ params! {
         spacing: f32,
         /// c of exp(c (d - centre)^2).
         exponent: f32,
+        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
+        round_tf32: u32,
+        /// 0
+        pad: u32,
     }
 
     /// radial_first_backward_f32, _f16: gradient of the output of radial_first -> dE/d(distance).
@@ -291,8 +295,8 @@ params! {
         out: DevicePtr,
         /// Values a row.
         width: u32,
-        /// 0
-        pad: u32,
+        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
+        round_tf32: u32,
     }
 
     /// layer_norm_silu_backward_f32, _f16: gradient of x from that of the output.
@@ -311,8 +315,8 @@ params! {
         x_gradient: DevicePtr,
         /// Values a row.
         width: u32,
-        /// 0
-        pad: u32,
+        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
+        round_tf32: u32,
     }
 
     /// gather_rotate_scale: out = radial ⊙ D [x(source) | x(target)].
@@ -333,8 +337,8 @@ params! {
         out: DevicePtr,
         /// C.
         channels: u32,
-        /// 0
-        pad: u32,
+        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
+        round_tf32: u32,
     }
 
     /// gather_backward: one launch for both ends of the edges, grid (atoms of the batch, 2).
@@ -372,8 +376,8 @@ params! {
         source_torque: DevicePtr,
         /// C.
         channels: u32,
-        /// 0
-        pad: u32,
+        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
+        round_tf32: u32,
     }
 
     /// rotate_scatter, scatter_radial: out = residual + scale * sum over edges to the atom of p D^T m.
@@ -426,6 +430,10 @@ params! {
         channels: u32,
         /// Constant factor.
         scale: f32,
+        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
+        round_tf32: u32,
+        /// 0
+        pad: u32,
     }
 
     /// gate_edges_f32, _f16: rows of degree 0 through SiLU, of degree l times the sigmoid of gate l - 1.
@@ -442,8 +450,8 @@ params! {
         lmax: u32,
         /// Largest order on edges.
         mmax: u32,
-        /// 0
-        pad: u32,
+        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
+        round_tf32: u32,
     }
 
     /// gate_edges_backward_f32, _f16.
@@ -462,8 +470,8 @@ params! {
         lmax: u32,
         /// Largest order on edges.
         mmax: u32,
-        /// 0
-        pad: u32,
+        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
+        round_tf32: u32,
     }
 
     /// gate_atoms: as gate_edges for atoms, gates in an array of their own.

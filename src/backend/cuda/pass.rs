@@ -31,20 +31,27 @@ impl Capacity {
     /// Rounded up, so that a simulation whose number of edges drifts keeps its pass.
     pub fn rounded(self) -> Capacity {
         Capacity {
-            atoms: bucket(self.atoms, 16),
-            edges: bucket(self.edges, 256),
-            systems: bucket(self.systems, 4),
+            atoms: bucket(self.atoms, 16, 2),
+            edges: bucket(self.edges, 256, 4),
+            systems: bucket(self.systems, 4, 2),
         }
+    }
+
+    /// Whether a pass of this capacity serves a batch that needs `need` about as well as one made
+    /// for it: room for all of it, and for edges, which cost memory and empty chunks, not much more.
+    pub fn serves(&self, need: &Capacity) -> bool {
+        let made = need.rounded();
+        (need.atoms..=2 * made.atoms).contains(&self.atoms)
+            && (need.edges..=made.edges + made.edges / 4).contains(&self.edges)
+            && (need.systems..=2 * made.systems).contains(&self.systems)
     }
 }
 
-/// At least as much, and one of a few sizes: `least` times powers of two and three quarters of them.
-fn bucket(count: usize, least: usize) -> usize {
-    let power = count.max(least).next_power_of_two();
-    match power / 4 * 3 {
-        smaller if smaller >= count.max(least) => smaller,
-        _ => power,
-    }
+/// At least as much, and one of `sizes` sizes (a power of two) from a power of two to the next.
+fn bucket(count: usize, least: usize, sizes: usize) -> usize {
+    let count = count.max(least);
+    let step = count.next_power_of_two() / 2 / sizes;
+    count.next_multiple_of(step.max(1))
 }
 
 /// How a pass is cut into chunks of edges.
@@ -67,6 +74,8 @@ impl Chunking {
     /// Cuts `capacity` into chunks of about `edges` edges.
     pub fn new(capacity: &Capacity, edges: usize) -> Chunking {
         let count = capacity.edges.div_ceil(edges).max(1);
+        // Chunks of equal size keep the device busy to the end.
+        let edges = capacity.edges.div_ceil(count).next_multiple_of(TILE_ROWS);
         let rows = match count {
             1 => capacity.edges.max(1),
             _ => edges + MAX_DEGREE,
@@ -296,7 +305,7 @@ pub struct Pass {
     pub places: Places,
     /// The memory.
     pub base: DevicePtr,
-    /// Which plan (index by [`Keep`](super::plan::Keep)).
+    /// Which plan, by what is kept.
     pub keep: usize,
     /// When it was used last.
     pub last_use: u64,
@@ -327,5 +336,52 @@ impl Pass {
         let rows = self.chunking.rows;
         self.at(self.places.kept)
             .offset(chunk * rows * kept_bytes + offset * rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_has_room_for_what_it_was_made_for_and_serves_drifting_sizes() {
+        for edges in [0, 1, 255, 257, 1000, 46_000, 78_848, 1 << 20] {
+            let need = Capacity {
+                atoms: edges / 46 + 1,
+                edges,
+                systems: 1 + edges / 1000,
+            };
+            let made = need.rounded();
+            assert!(made.atoms >= need.atoms && made.systems >= need.systems);
+            assert!(made.edges >= edges && made.edges <= (edges + edges / 4 + 1).max(256));
+            assert!(made.serves(&need) && made.serves(&made));
+            // Not for one edge more than there is room for, nor for a tenth of it.
+            let more = made.edges + 1;
+            assert!(!made.serves(&Capacity {
+                edges: more,
+                ..need
+            }));
+            if edges > 4096 {
+                let few = edges / 10;
+                assert!(!made.serves(&Capacity { edges: few, ..need }));
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_are_of_equal_size_and_hold_all_edges() {
+        for edges in [0, 100, 16_384, 16_385, 57_344, 1 << 20] {
+            let capacity = Capacity {
+                atoms: 10,
+                edges,
+                systems: 1,
+            };
+            let chunking = Chunking::new(&capacity, 16 * 1024);
+            assert_eq!(chunking.count, edges.div_ceil(16 * 1024).max(1));
+            assert!(chunking.count * chunking.edges >= edges);
+            assert!(chunking.edges <= 16 * 1024 && chunking.rows >= chunking.edges.min(edges));
+            let spare = chunking.count * chunking.edges - edges;
+            assert!(spare < chunking.count * TILE_ROWS, "{edges}: {spare}");
+        }
     }
 }

@@ -74,6 +74,8 @@ pub enum Keep {
     Gates,
     /// Also the messages.
     Messages,
+    /// Also the radial networks: nothing runs again.
+    Everything,
 }
 
 /// The plan of one program.
@@ -142,9 +144,9 @@ impl Plan {
         let kept_buffers = kept_buffers(program, &stages, keep);
         let mut kept = Vec::new();
         let mut kept_bytes = 0;
-        for buf in kept_buffers {
+        for (buf, size) in kept_buffers {
             kept.push((buf, kept_bytes));
-            kept_bytes += (program.width(buf) * stored).next_multiple_of(16);
+            kept_bytes += (program.width(buf) * size.unwrap_or(stored)).next_multiple_of(16);
         }
         let is_kept = |buf: Buf| kept.iter().any(|(b, _)| *b == buf);
         let edges: Vec<EdgeBuffers> = stages
@@ -247,14 +249,20 @@ fn fused_gates(program: &Program, ops: &[usize]) -> Vec<(usize, usize)> {
         .collect()
 }
 
-fn kept_buffers(program: &Program, stages: &[Stage], keep: Keep) -> Vec<Buf> {
+/// The buffers, with the bytes of a value where these are not those of an edge value.
+fn kept_buffers(program: &Program, stages: &[Stage], keep: Keep) -> Vec<(Buf, Option<usize>)> {
     let mut kept = Vec::new();
     for stage in stages {
         let Stage::Edges(stage) = stage else { continue };
         for &i in &stage.ops {
             match program.ops[i] {
-                Op::GateEdges { x, .. } if keep >= Keep::Gates => kept.push(x),
-                Op::RotateScatter { message, .. } if keep >= Keep::Messages => kept.push(message),
+                Op::GateEdges { x, .. } if keep >= Keep::Gates => kept.push((x, None)),
+                Op::RotateScatter { message, .. } if keep >= Keep::Messages => {
+                    kept.push((message, None));
+                }
+                Op::Radial { hidden_2, out, .. } if keep >= Keep::Everything => {
+                    kept.extend([(hidden_2, Some(4)), (out, None)]);
+                }
                 _ => {}
             }
         }
@@ -266,7 +274,11 @@ fn again(program: &Program, stage: &EdgeStage, kept: &dyn Fn(Buf) -> bool) -> Ve
     let mut needed: Vec<Buf> = stage
         .ops
         .iter()
-        .flat_map(|&i| program.ops[i].kept())
+        .flat_map(|&i| match &program.ops[i] {
+            // Its backward pass computes the first layer again by itself.
+            Op::Radial { hidden_2, .. } => vec![*hidden_2],
+            op => op.kept(),
+        })
         .filter(|b| program.buffers[b.0].domain == Domain::Edge && !kept(*b))
         .collect();
     let mut ops = Vec::new();
@@ -310,12 +322,11 @@ fn value_uses(
                 let width = program.weights[mlp.first_bias.0].shape[0];
                 push(EdgeKey::Activation(i, 1), width * stored, step);
                 push(EdgeKey::Activation(i, 2), width * stored, step);
-                push(EdgeKey::Value(*hidden_2), width * 4, last_read(*hidden_2));
-                push(
-                    EdgeKey::Value(*out),
-                    program.width(*out) * stored,
-                    last_read(*out),
-                );
+                for (buf, bytes) in [(*hidden_2, width * 4), (*out, program.width(*out) * stored)] {
+                    if !kept(buf) {
+                        push(EdgeKey::Value(buf), bytes, last_read(buf));
+                    }
+                }
             }
             op if op.forward_grain() == Grain::Edges
                 && !stage.fused_gates.iter().any(|(gate, _)| *gate == i)

@@ -125,6 +125,19 @@ impl Runner<'_> {
             .offset(offset * self.pass.chunking.rows)
     }
 
+    /// Whether edge values that a product reads are rounded to tf32 when they are written.
+    fn round_tf32(&self) -> u32 {
+        u32::from(self.precision == Precision::Tf32)
+    }
+
+    /// How an SO(2) map multiplies: what it reads is rounded unless another map has written it.
+    fn so2_arithmetic(&self, operand_is_product: bool) -> Arithmetic {
+        match (self.precision, operand_is_product) {
+            (Precision::Tf32, true) => Arithmetic::F32AsTf32,
+            (precision, _) => Arithmetic::of_edges(precision),
+        }
+    }
+
     fn channels(&self) -> u32 {
         self.program.channels as u32
     }
@@ -637,7 +650,7 @@ impl Runner<'_> {
                     radial: self.edge(at, EdgeKey::Value(*radial)),
                     out: self.edge(at, EdgeKey::Value(*out)),
                     channels: self.channels(),
-                    pad: 0,
+                    round_tf32: self.round_tf32(),
                 };
                 self.launch(self.shapes.gather_rotate_scale(rows), &params)
             }
@@ -667,7 +680,8 @@ impl Runner<'_> {
                     row_degree: self.constants.row_degree,
                     ..GemmParams::default()
                 };
-                let arithmetic = Arithmetic::of_edges(self.precision);
+                let of_product = gate.is_none() && self.is_product(stage, *x);
+                let arithmetic = self.so2_arithmetic(of_product);
                 self.edge_product(at, arithmetic, gate.is_some(), pool, &spans, params)
             }
             Op::GateEdges { x, channels, out } => {
@@ -681,7 +695,7 @@ impl Runner<'_> {
                     channels: *channels as u32,
                     lmax: self.lmax(),
                     mmax: self.mmax(),
-                    pad: 0,
+                    round_tf32: self.round_tf32(),
                 };
                 self.launch(self.shapes.gate_edges(rows), &params)
             }
@@ -700,6 +714,24 @@ impl Runner<'_> {
             }
             _ => unreachable!("not part of an edge stage"),
         }
+    }
+
+    /// Whether an SO(2) map of the stage writes a buffer.
+    fn is_product(&self, stage: &EdgeStage, buf: Buf) -> bool {
+        let writes = |&i: &usize| match self.program.ops[i] {
+            Op::So2Linear { out, .. } => out == buf,
+            _ => false,
+        };
+        stage.ops.iter().any(writes)
+    }
+
+    /// Whether an SO(2) map of the stage reads a buffer, and so writes its gradient.
+    fn feeds_product(&self, stage: &EdgeStage, buf: Buf) -> bool {
+        let reads = |&i: &usize| match self.program.ops[i] {
+            Op::So2Linear { x, .. } => x == buf,
+            _ => false,
+        };
+        stage.ops.iter().any(reads)
     }
 
     fn scatter(
@@ -756,6 +788,8 @@ impl Runner<'_> {
             width: width as u32,
             spacing,
             exponent,
+            round_tf32: self.round_tf32(),
+            pad: 0,
         };
         self.launch(
             self.shapes.radial_first(rows, width, self.program.basis),
@@ -785,7 +819,7 @@ impl Runner<'_> {
             bias: self.weights.plain(mlp.norm_2.1),
             out: self.edge(at, EdgeKey::Activation(i, 2)),
             width: width as u32,
-            pad: 0,
+            round_tf32: self.round_tf32(),
         };
         self.launch(self.shapes.layer_norm_silu(rows, width), &params)?;
 

@@ -179,17 +179,27 @@ fn lay_out(slot: &WeightSlot, w: &[f64]) -> (Vec<f64>, Vec<f64>) {
     }
 }
 
-/// Numbers as they lie in device memory.
-fn encode(values: &[f64], half: bool) -> Vec<u8> {
-    if half {
-        let halves: Vec<u16> = values
-            .iter()
-            .map(|&x| half::f16::from_f32(x as f32).to_bits())
-            .collect();
-        bytemuck::cast_slice(&halves).to_vec()
-    } else {
-        let floats: Vec<f32> = values.iter().map(|&x| x as f32).collect();
-        bytemuck::cast_slice(&floats).to_vec()
+/// Numbers as they lie in device memory: rounded as the products take them.
+fn encode(values: &[f64], precision: Precision) -> Vec<u8> {
+    let floats = values.iter().map(|&x| x as f32);
+    match precision {
+        Precision::F32 => bytemuck::cast_slice(&floats.collect::<Vec<f32>>()).to_vec(),
+        Precision::Tf32 => {
+            let rounded: Vec<f32> = floats.map(round_tf32).collect();
+            bytemuck::cast_slice(&rounded).to_vec()
+        }
+        Precision::F16 => {
+            let halves: Vec<u16> = floats.map(|x| half::f16::from_f32(x).to_bits()).collect();
+            bytemuck::cast_slice(&halves).to_vec()
+        }
+    }
+}
+
+/// 10 bits of mantissa, to the nearest, ties away from zero: `cuda/tf32.cuh`.
+fn round_tf32(x: f32) -> f32 {
+    match x.is_finite() {
+        true => f32::from_bits((x.to_bits() + 0x1000) & !0x1fff),
+        false => x,
     }
 }
 
@@ -211,6 +221,10 @@ impl Weights {
         options: &Options,
     ) -> Result<Weights, CudaError> {
         let half = options.precision == Precision::F16;
+        let of_atoms = match options.precision {
+            Precision::F32 => Precision::F32,
+            Precision::Tf32 | Precision::F16 => Precision::Tf32,
+        };
         let pools = pools(&program)?;
         let mut matrices = vec![None; program.weights.len()];
         let mut plain = vec![None; program.weights.len()];
@@ -244,7 +258,7 @@ impl Weights {
         for (i, slot) in program.weights.iter().enumerate() {
             match matrices[i] {
                 None if pools[i].is_none() && slot.usage == WeightUse::Plain => {
-                    let bytes = encode(&values(&source.weight(&slot.name)), false);
+                    let bytes = encode(&values(&source.weight(&slot.name)), Precision::F32);
                     plain[i] = Some(store(device, &bytes)?);
                 }
                 None => {}
@@ -282,7 +296,7 @@ impl Weights {
             .map(|op| match op {
                 Op::Radial { mlp, .. } => {
                     let tables = radial_tables(&program, &*source, mlp);
-                    let put = |values: &[f64]| store(device, &encode(values, false));
+                    let put = |values: &[f64]| store(device, &encode(values, Precision::F32));
                     Ok(Some(RadialTables {
                         gaussians: put(&tables[0])?,
                         source: put(&tables[1])?,
@@ -293,9 +307,9 @@ impl Weights {
             })
             .collect::<Result<_, CudaError>>()?;
         Ok(Weights {
-            edge: store(device, &encode(&edge, half))?,
-            atom: store(device, &encode(&atom, false))?,
-            tasks: store(device, &encode(&tasks, false))?,
+            edge: store(device, &encode(&edge, options.precision))?,
+            atom: store(device, &encode(&atom, of_atoms))?,
+            tasks: store(device, &encode(&tasks, of_atoms))?,
             task_bytes: size(Pool::Task) as u64 * 4,
             mixed_bytes: size(Pool::Mixed) * if half { 2 } else { 4 },
             mixed: HashMap::new(),
@@ -310,6 +324,21 @@ impl Weights {
             plain,
             radial,
         })
+    }
+
+    /// Gives all of its memory back.
+    pub fn release(self, device: &dyn Device) {
+        let radial = self.radial.into_iter().flatten();
+        let held = [self.edge, self.atom, self.tasks]
+            .into_iter()
+            .chain(self.plain.into_iter().flatten())
+            .chain(radial.flat_map(|t| [t.gaussians, t.source, t.target]))
+            .chain(self.mixed.into_values().map(|mixed| mixed.base))
+            .chain(self.experts.into_values());
+        for pointer in held {
+            // A device that fails has lost the memory with its context.
+            let _ = device.free(pointer);
+        }
     }
 
     /// Where the matrices of a weight lie.
@@ -390,17 +419,44 @@ impl Weights {
     }
 
     fn mix(&mut self, device: &dyn Device, missing: &[&Conditioning]) -> Result<(), CudaError> {
+        let mut bases = Vec::new();
+        let mixed = missing
+            .iter()
+            .try_for_each(|_| {
+                bases.push(device.alloc(self.mixed_bytes)?);
+                Ok(())
+            })
+            .and_then(|()| self.mix_into(device, missing, &bases));
+        if mixed.is_err() {
+            for &base in &bases {
+                let _ = device.free(base);
+            }
+        }
+        mixed?;
+        for (conditioning, base) in missing.iter().zip(bases) {
+            let entry = Mixed {
+                base,
+                last_use: self.clock,
+            };
+            self.mixed.insert(conditioning.key.clone(), entry);
+        }
+        Ok(())
+    }
+
+    fn mix_into(
+        &mut self,
+        device: &dyn Device,
+        missing: &[&Conditioning],
+        bases: &[DevicePtr],
+    ) -> Result<(), CudaError> {
         let coefficients: Vec<f64> = missing.iter().flat_map(|c| c.experts.clone()).collect();
         let expert_count = missing[0].experts.len();
-        let mut bases = Vec::new();
-        for _ in missing {
-            bases.push(device.alloc(self.mixed_bytes)?);
-        }
         let coefficients = store(device, bytemuck::cast_slice(&coefficients))?;
-        let table = store(device, bytemuck::cast_slice(&bases))?;
+        let table = store(device, bytemuck::cast_slice(bases))?;
         let kernel = Kernel(match self.precision {
+            Precision::F32 => "mix_f32",
+            Precision::Tf32 => "mix_tf32",
             Precision::F16 => "mix_f16",
-            _ => "mix_f32",
         });
         for i in 0..self.program.weights.len() {
             let Some(Matrix {
@@ -435,15 +491,7 @@ impl Weights {
             }
         }
         device.free(coefficients)?;
-        device.free(table)?;
-        for (conditioning, base) in missing.iter().zip(bases) {
-            let entry = Mixed {
-                base,
-                last_use: self.clock,
-            };
-            self.mixed.insert(conditioning.key.clone(), entry);
-        }
-        Ok(())
+        device.free(table)
     }
 
     /// The experts of a weight on the device, and whether they stay there. A single composition
@@ -459,7 +507,7 @@ impl Weights {
         let data = self.source.weight(&self.program.weights[weight].name);
         let pointer = match &data {
             WeightData::F32(w) => store(device, bytemuck::cast_slice(w))?,
-            WeightData::F64(_) => store(device, &encode(&values(&data), false))?,
+            WeightData::F64(_) => store(device, &encode(&values(&data), Precision::F32))?,
         };
         let stays = !self.mixed.is_empty() && self.all_experts_bytes() <= self.experts_limit_bytes;
         if stays {

@@ -9,7 +9,7 @@ pub mod network;
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::UmaConfig;
 
-use super::{EdgeGradients, EvaluationError, Potential};
+use super::{EdgeGradients, Evaluated, EvaluationError, Potential};
 use crate::backend::cpu::{CpuBackend, Trace};
 use crate::backend::cuda::device::Device;
 use crate::backend::cuda::{self, CudaBackend};
@@ -17,7 +17,7 @@ use crate::backend::{
     Backend, NetworkForces, PositionedSystem, Structure, WeightData, WeightSource,
 };
 use crate::neighbors::NeighborList;
-use crate::system::{Evaluation, System};
+use crate::system::System;
 use conditioning::Conditioner;
 use config::FeedForward;
 use std::borrow::Cow;
@@ -359,7 +359,7 @@ impl Potential for UmaPotential {
         &self,
         systems: &[&System],
         max_edges: usize,
-    ) -> Vec<Option<Result<Evaluation, EvaluationError>>> {
+    ) -> Vec<Option<Result<Evaluated, EvaluationError>>> {
         let batch: Vec<PositionedSystem> = systems
             .iter()
             .map(|system| PositionedSystem {
@@ -380,8 +380,11 @@ impl Potential for UmaPotential {
             let (scale, offset) = self.normalisation(system);
             let scaled = |row: [f64; 3]| row.map(|x| x * scale);
             let forces = answer.forces.into_iter().map(scaled).collect();
-            super::finish(system, answer.energy * scale + offset, forces, || {
-                answer.virial.map(scaled)
+            let energy = answer.energy * scale + offset;
+            let evaluation = super::finish(system, energy, forces, || answer.virial.map(scaled))?;
+            Ok(Evaluated {
+                evaluation,
+                edges: answer.edges,
             })
         };
         systems
@@ -391,6 +394,10 @@ impl Potential for UmaPotential {
                 answer.map(|answer| evaluation(system, answer.map_err(EvaluationError::from)?))
             })
             .collect()
+    }
+
+    fn overlaps(&self) -> bool {
+        self.backend.device() == "cuda"
     }
 }
 

@@ -134,7 +134,7 @@ impl Runner<'_> {
                 self.forward_edges(stage, i, at)?;
             }
             for &i in stage.ops.iter().rev() {
-                self.backward_edges(i, at)?;
+                self.backward_edges(stage, i, at)?;
             }
         }
         for &i in &stage.ops {
@@ -164,7 +164,7 @@ impl Runner<'_> {
         }
     }
 
-    fn backward_edges(&self, i: usize, at: Edges) -> Done {
+    fn backward_edges(&self, stage: &EdgeStage, i: usize, at: Edges) -> Done {
         let p = &self.pass.places;
         let rows = self.pass.chunking.rows;
         let chunk = self.pass.chunk(at.chunk);
@@ -190,7 +190,7 @@ impl Runner<'_> {
                     torque: self.at(p.torque),
                     source_torque: self.at(p.source_torque),
                     channels: self.channels(),
-                    pad: 0,
+                    round_tf32: self.round_tf32(),
                 };
                 self.launch(self.shapes.gather_backward(self.atoms()), &params)
             }
@@ -211,7 +211,7 @@ impl Runner<'_> {
                     out_stride: self.program.width(*x) as u64,
                     ..GemmParams::default()
                 };
-                let arithmetic = Arithmetic::of_edges(self.precision);
+                let arithmetic = self.so2_arithmetic(self.feeds_product(stage, *out));
                 self.edge_product(at, arithmetic, false, pool, &spans, params)
             }
             Op::GateEdges { x, channels, out } => {
@@ -223,7 +223,7 @@ impl Runner<'_> {
                     channels: *channels as u32,
                     lmax: self.lmax(),
                     mmax: self.mmax(),
-                    pad: 0,
+                    round_tf32: self.round_tf32(),
                 };
                 self.launch(self.shapes.gate_edges_backward(rows), &params)
             }
@@ -263,6 +263,8 @@ impl Runner<'_> {
             torque: self.at(p.torque),
             channels: self.channels(),
             scale,
+            round_tf32: self.round_tf32(),
+            pad: 0,
         };
         self.launch(size, &params)
     }
@@ -303,7 +305,7 @@ impl Runner<'_> {
             gradient: second,
             x_gradient: hidden,
             width: width as u32,
-            pad: 0,
+            round_tf32: self.round_tf32(),
         };
         self.launch(self.shapes.layer_norm_silu_backward(rows, width), &params)?;
 
