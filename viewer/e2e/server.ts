@@ -15,6 +15,9 @@ mkdirSync(ARTIFACTS, { recursive: true })
 
 export const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium'
 
+/** The demo model: its molecules hold together. */
+const MODEL = process.env.UMASERVE_MODEL ?? join(root, 'models', 'demo.pt')
+
 /** The program under test: `UMASERVE`, else what was built last. */
 export function program(): string | undefined {
   if (process.env.UMASERVE) return process.env.UMASERVE
@@ -42,7 +45,7 @@ export async function startServer(options: { port?: number; recordings?: string;
   if (!path) throw new Error('no umaserve: build it first (make build)')
   const child: ChildProcess = spawn(
     path,
-    ['serve', '--no-auth', '--bind', `127.0.0.1:${options.port ?? 0}`, '--record', recordings, '--threads', '1', ...(options.more ?? [])],
+    ['serve', '--no-auth', '--bind', `127.0.0.1:${options.port ?? 0}`, '--record', recordings, '--threads', '1', '--model', MODEL, ...(options.more ?? [])],
     { cwd: root, stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, RUST_LOG: process.env.RUST_LOG ?? 'warn' } },
   )
   const gone = new Promise<void>((resolve) => child.once('exit', () => resolve()))

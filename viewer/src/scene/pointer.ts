@@ -241,6 +241,7 @@ export class Pointer {
     if (atom === undefined) this.scene.frame()
     else {
       const p = this.bench.shownPositions()
+      this.scene.framed = false
       this.scene.target.set(p[3 * atom]!, p[3 * atom + 1]!, p[3 * atom + 2]!)
       this.scene.invalidate()
     }
@@ -253,6 +254,7 @@ export class Pointer {
   }
 
   zoom(factor: number): void {
+    this.scene.framed = false
     this.scene.distance = Math.min(5000, Math.max(1.5, this.scene.distance * factor))
     this.scene.invalidate()
   }
@@ -268,6 +270,7 @@ export class Pointer {
 
   pan(dx: number, dy: number): void {
     const shift = new Vector3(-dx, dy, 0).multiplyScalar(this.scene.scale).applyQuaternion(this.scene.turn)
+    this.scene.framed = false
     this.scene.target.add(shift)
     this.scene.invalidate()
   }

@@ -80,6 +80,8 @@ export class Scene {
   private width = 1
   private height = 1
   private stale = true
+  /** Whether everything is looked at, until the user zooms or shifts. */
+  framed = false
   private drawnRevision = -1
   private drawnBonds: Bonds = NO_BONDS
   /** Positions as drawn: wrapped into the cell if asked for. */
@@ -159,10 +161,14 @@ export class Scene {
 
   resize(width: number, height: number): void {
     if (width === this.width && height === this.height) return
+    const narrow = Math.min(1, this.width / this.height)
     this.width = Math.max(1, width)
     this.height = Math.max(1, height)
     this.renderer.setSize(this.width, this.height, false)
     this.stale = true
+    // What was seen as a whole stays so; what the user has chosen keeps its extent.
+    if (this.framed) this.frame()
+    else this.distance *= narrow / Math.min(1, this.width / this.height)
   }
 
   setTheme(background: string, accent: string, line: string): void {
@@ -205,6 +211,7 @@ export class Scene {
   /** Looks at everything, from where the eye is turned to. */
   frame(): void {
     this.stale = true
+    this.framed = true
     const p = this.bench.shownPositions()
     const points: Vector3[] = []
     for (let i = 0; i < p.length; i += 3) points.push(new Vector3(p[i]!, p[i + 1]!, p[i + 2]!))
