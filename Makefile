@@ -21,6 +21,9 @@ SHELL := /bin/bash
 # Built without optimisation: that takes one or two minutes, once.
 CARGO_DENY = 0.20.2
 
+# For tests that compute little: compiled sooner than run.
+QUICKLY = --config profile.dev.package.umaserve.opt-level=0
+
 # A toolchain that setup installs is not in PATH yet.
 export PATH := $(CURDIR)/target/tools/bin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
@@ -65,10 +68,10 @@ viewer/dist/index.html: viewer/node_modules/.package-lock.json proto/session.pro
 	@touch $@
 
 test: setup-tests nvcc readers page ## All tests, with the CUDA kernels on the host, the Python readers, mpirun, a browser
-	cargo test --locked --no-default-features --lib --test architecture
+	cargo test --locked --no-default-features --lib --test architecture $(QUICKLY)
+	$(MAKE) --no-print-directory test-python test-page
 	UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}" \
 		cargo test --locked --features host-kernels
-	$(MAKE) --no-print-directory test-python test-page
 
 # What needs no other machinery than Rust, MPI and HDF5.
 test-core: setup ## The quick part of the tests: units, layering, sessions, scheduling, neighbours, dynamics
