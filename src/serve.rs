@@ -436,6 +436,10 @@ impl Front {
         let status = HealthStatus {
             model: model.clone(),
             task,
+            tasks: session.tasks.clone(),
+            elements: checkpoint.config.trained_elements(),
+            max_atoms: config.max_atoms,
+            recording: session.can_record,
             cuda: compute::on_cuda(&config.model),
             force_cpu: config.model.force_cpu,
             job_id: config.door.job_id.clone(),
