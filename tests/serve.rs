@@ -282,6 +282,17 @@ fn one_process_serves_records_and_ends_on_sigterm() {
     assert_eq!(health["status"], "ok");
     assert_eq!(health["device"], "cpu");
     assert_eq!(health["workers"], 1);
+    // What the page asks for.
+    assert_eq!(health["max_atoms"], 20_000);
+    assert_eq!(health["recording"], cfg!(feature = "hdf5"));
+    let tasks = health["tasks"].as_array().unwrap();
+    assert!(tasks.contains(&"omol".into()) && tasks.contains(&"omat".into()));
+    assert!(
+        health["elements"]["omol"]
+            .as_array()
+            .unwrap()
+            .contains(&8.into())
+    );
     let mut viewer = program.viewer();
     viewer.run(10);
     viewer.stop();
@@ -307,6 +318,7 @@ fn the_environment_is_honoured() {
     let health = program.health();
     assert_eq!(health["task"], "omat");
     assert_eq!(health["force_cpu_mode"], true);
+    assert_eq!(health["recording"], false);
     signal("INT", program.child.id());
     assert_eq!(program.wait().code(), Some(0));
 }

@@ -129,6 +129,7 @@ impl Front {
             model: model.clone(),
             task,
             tasks: session.tasks.clone(),
+            elements: checkpoint.config.trained_elements(),
             max_atoms: config.max_atoms,
             recording: session.can_record,
             cuda: compute::on_cuda(&config.model),
@@ -308,9 +309,10 @@ fn provenance(config: &ServeConfig, checkpoint: &Checkpoint) -> Provenance {
 
 /// The elements that each task has seen, where the checkpoint tells.
 fn trained_on(checkpoint: &Checkpoint) -> BTreeMap<String, BTreeSet<u8>> {
-    let tasks = checkpoint.config.tasks.iter();
+    let tasks = checkpoint.config.trained_elements().into_iter();
+    let known = |z: usize| u8::try_from(z).ok();
     tasks
-        .map(|(name, task)| (name.clone(), task.trained_on().collect()))
+        .map(|(task, elements)| (task, elements.into_iter().filter_map(known).collect()))
         .filter(|(_, elements): &(_, BTreeSet<u8>)| !elements.is_empty())
         .collect()
 }

@@ -1,5 +1,6 @@
 //! What `/serve/health`, `/serve/status`, `/health/ready` and `/uma/stats` answer.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -94,6 +95,8 @@ pub struct HealthStatus {
     pub task: String,
     /// Tasks that a viewer may choose from.
     pub tasks: Vec<String>,
+    /// Atomic numbers that each task was trained with; none where the checkpoint does not tell.
+    pub elements: BTreeMap<String, Vec<usize>>,
     /// Atoms that a session may have.
     pub max_atoms: usize,
     /// Whether runs can be recorded.
@@ -273,6 +276,7 @@ impl Health {
             "model": status.model,
             "task": status.task,
             "tasks": status.tasks,
+            "elements": status.elements,
             "max_atoms": status.max_atoms,
             "recording": status.recording,
             "device": device,

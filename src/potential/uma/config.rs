@@ -121,18 +121,17 @@ pub struct Task {
 }
 
 impl Task {
-    /// Atomic numbers that have a reference energy: those that occurred in the training data. None
-    /// where the file has no references, which says nothing.
-    pub fn trained_on(&self) -> impl Iterator<Item = u8> {
-        let table = self.element_references.iter().enumerate().skip(1);
-        table
-            .filter(|(_, energy)| **energy != 0.0)
-            .filter_map(|(z, _)| u8::try_from(z).ok())
-    }
-
     /// Scale of forces: that of the energy unless the file has its own.
     pub fn forces_normalizer(&self) -> Normalizer {
         self.forces.unwrap_or(self.energy)
+    }
+
+    /// Atomic numbers with a reference energy: those of the structures that the task was trained
+    /// with. Empty if the checkpoint has no references.
+    pub fn elements(&self) -> Vec<usize> {
+        let references = self.element_references.iter().enumerate().skip(1);
+        let known = references.filter(|&(_, &energy)| energy != 0.0);
+        known.map(|(z, _)| z).collect()
     }
 
     /// Scale of stress: that of the energy for datasets trained without stress, as the reference
@@ -222,5 +221,12 @@ impl UmaConfig {
     /// Dataset names a user may ask for: those with an energy task, sorted.
     pub fn task_names(&self) -> impl Iterator<Item = &str> {
         self.tasks.keys().map(String::as_str)
+    }
+
+    /// The elements of each task, see [`Task::elements`].
+    pub fn trained_elements(&self) -> BTreeMap<String, Vec<usize>> {
+        let each = self.tasks.iter();
+        each.map(|(name, task)| (name.clone(), task.elements()))
+            .collect()
     }
 }

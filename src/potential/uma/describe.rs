@@ -156,17 +156,14 @@ fn task_text(task: &Task) -> String {
     format!(
         "rmsd {} eV, {stress}, references for {}",
         task.energy.rmsd,
-        reference_elements(&task.element_references)
+        ranges(&task.elements())
     )
 }
 
-/// The elements with a reference energy, as ranges of atomic numbers.
-fn reference_elements(references: &[f64]) -> String {
+/// Atomic numbers as ranges.
+fn ranges(elements: &[usize]) -> String {
     let mut ranges: Vec<(usize, usize)> = Vec::new();
-    for (z, &energy) in references.iter().enumerate().skip(1) {
-        if energy == 0.0 {
-            continue;
-        }
+    for &z in elements {
         match ranges.last_mut() {
             Some((_, end)) if *end + 1 == z => *end = z,
             _ => ranges.push((z, z)),
