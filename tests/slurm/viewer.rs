@@ -227,9 +227,8 @@ impl Viewer {
 }
 
 fn add(frames: &mut Frames, step: u64, bits: Bits) {
-    match frames.insert(step, bits.clone()) {
-        Some(before) => assert_eq!(before, bits, "step {step} was done again differently"),
-        None => {}
+    if let Some(before) = frames.insert(step, bits.clone()) {
+        assert_eq!(before, bits, "step {step} was done again differently");
     }
 }
 
