@@ -11,14 +11,16 @@
 #include "device.cuh"
 #include "tf32.cuh"
 
-// Number in a word, by what the words hold.
+// Numbers in a word, by what the words hold, and how a number becomes one.
 struct Tf32 {
     static constexpr int PER_WORD = 1;
     using Element = float;
+    static __device__ __forceinline__ float of(float x) { return round_tf32(x); }
 };
 struct Fp16 {
     static constexpr int PER_WORD = 2;
     using Element = __half;
+    static __device__ __forceinline__ __half of(float x) { return __float2half_rn(x); }
 };
 
 #ifdef __CUDACC__

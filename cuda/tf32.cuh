@@ -1,8 +1,7 @@
 // Rounding to tf32: 10 bits of mantissa, to the nearest, ties away from zero; infinities and NaN stay.
 //
 // Matrix units read the upper 19 bits of a word and ignore the rest, so operands have to be rounded
-// before. On devices that takes three instructions a number: whoever writes a number that a product
-// reads rounds it once, instead of every warp of the product again and again.
+// before.
 #pragma once
 #include "device.cuh"
 

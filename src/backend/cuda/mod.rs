@@ -12,7 +12,7 @@ mod arena;
 pub mod device;
 pub mod driver;
 pub mod error;
-mod gemm;
+pub mod gemm;
 #[cfg(feature = "host-kernels")]
 pub mod host;
 pub mod images;
@@ -20,6 +20,7 @@ mod inputs;
 pub mod params;
 mod pass;
 mod plan;
+mod precision;
 mod run;
 #[cfg(test)]
 mod search_tests;
@@ -27,6 +28,7 @@ pub mod shapes;
 mod weights;
 
 pub use error::CudaError;
+pub use precision::{EdgeNumbers, Number, Precision};
 
 use super::{
     Backend, DeviceError, NetworkForces, NetworkOutput, PositionedSystem, Structure, WeightSource,
@@ -44,29 +46,6 @@ use shapes::Shapes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use weights::Weights;
-
-/// Number types of the products of edge values. Everything else is f32, geometry and sums over a
-/// system f64.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// IEEE f32.
-    F32,
-    /// tf32 operands, f32 sums.
-    #[default]
-    Tf32,
-    /// fp16 operands and edge values, f32 sums.
-    F16,
-}
-
-impl std::fmt::Display for Precision {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(match self {
-            Precision::F32 => "f32",
-            Precision::Tf32 => "tf32",
-            Precision::F16 => "f16",
-        })
-    }
-}
 
 /// How to evaluate.
 #[derive(Clone, Copy, Debug)]
@@ -130,10 +109,10 @@ pub fn evaluation_bytes(
         systems: 1,
     }
     .rounded();
-    let stored = stored_bytes(options.precision);
+    let numbers = EdgeNumbers::of(options.precision);
     let mut bytes = [0; 4];
     for (bytes, keep) in bytes.iter_mut().zip(KEEP) {
-        let plan = Plan::new(program, stored, keep)?;
+        let plan = Plan::new(program, numbers, keep)?;
         let edges = match keep {
             Keep::Everything | Keep::Messages => options.chunk_edges,
             Keep::Gates | Keep::Nothing => options.chunk_edges.min(SMALL_CHUNK_EDGES),
@@ -149,14 +128,6 @@ const KEEP: [Keep; 4] = [Keep::Everything, Keep::Messages, Keep::Gates, Keep::No
 
 /// Edges of a chunk where memory is short.
 const SMALL_CHUNK_EDGES: usize = 16 * 1024;
-
-/// Bytes of an edge value.
-fn stored_bytes(precision: Precision) -> usize {
-    match precision {
-        Precision::F16 => 2,
-        Precision::F32 | Precision::Tf32 => 4,
-    }
-}
 
 /// Interprets one program on a CUDA device.
 pub struct CudaBackend {
@@ -213,8 +184,8 @@ impl CudaBackend {
                 layout.lmax, layout.mmax
             )));
         }
-        let stored = stored_bytes(options.precision);
-        let plan = |keep| Plan::new(&program, stored, keep);
+        let numbers = EdgeNumbers::of(options.precision);
+        let plan = |keep| Plan::new(&program, numbers, keep);
         let [everything, messages, gates, nothing] = KEEP;
         let plans = [
             plan(everything)?,
@@ -257,6 +228,7 @@ impl CudaBackend {
             constants: Constants {
                 row_degree: device.alloc_with(&degrees)?,
                 half_turns: device.alloc_with(&Wigner::new(layout).half_turns())?,
+                radial_rows: device.alloc_with(&shapes::radial_rows(layout))?,
             },
             passes: Vec::new(),
             clock: 0,
@@ -573,6 +545,7 @@ impl State {
         }
         let _ = device.free(self.constants.row_degree);
         let _ = device.free(self.constants.half_turns);
+        let _ = device.free(self.constants.radial_rows);
         self.weights.release(device);
     }
 
