@@ -225,8 +225,6 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
                 const Value* const out_bar = static_cast<const Value*>(p.gradient) +
                                               row * (2 * Y::EDGE_ROWS * channels) + column;
                 float* const n_out = gathered + place.slot * size + place.channel;
-                // A power of two: its inverse is exact.
-                const float unscale = p.gradient_scale ? 1.0f / __ldg(p.gradient_scale + e) : 1.0f;
                 for_each_constant<FIRST, LAST>([&](auto degree) {
                     constexpr int l = decltype(degree)::value, N = 2 * l + 1, K = Y::kept(l);
                     float x[N][V], n_bar[N][V];
@@ -241,10 +239,7 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
                         float scale[V], scale_bar[V];
                         load(radial + Y::radial_row(l, m) * 2 * channels, scale);
 #pragma unroll
-                        for (int v = 0; v < V; v++) {
-                            scale[v] *= unscale;
-                            scale_bar[v] = 0.0f;
-                        }
+                        for (int v = 0; v < V; v++) scale_bar[v] = 0.0f;
 #pragma unroll
                         for (int sign = 0; sign <= (m > 0); sign++) {
                             const int signed_m = sign ? -m : m;
@@ -263,6 +258,15 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
                             }
                         }
                         store(radial_bar + Y::radial_row(l, m) * 2 * channels, scale_bar);
+                    }
+                    if (p.gradient_scale) {
+                        // A power of two: its inverse is exact.
+                        const float unscale = 1.0f / __ldg(p.gradient_scale + e);
+#pragma unroll
+                        for (int k = 0; k < N; k++) {
+#pragma unroll
+                            for (int v = 0; v < V; v++) n_bar[k][v] *= unscale;
+                        }
                     }
                     add_torque<l>(n_bar, x, torque);
 #pragma unroll
