@@ -355,14 +355,11 @@ fn peak(info: &DeviceInfo, precision: Precision) -> f64 {
     let per_cycle = match (precision, info.capability.0, info.capability.1) {
         (Precision::F32 | Precision::F64, 8, 0) => 128.0,
         (Precision::F32 | Precision::F64, ..) => 256.0,
-        (Precision::Tf32, 8, 0) => 1024.0,
-        (Precision::Tf32, 8, _) => 256.0,
-        (Precision::Tf32, 9, _) => 2048.0,
-        (Precision::Tf32, ..) => 4096.0,
-        (Precision::F16, 8, 0) => 2048.0,
-        (Precision::F16, 8, _) => 512.0,
-        (Precision::F16, 9, _) => 4096.0,
-        (Precision::F16, ..) => 8192.0,
+        // Both multiply edge values in fp16.
+        (Precision::Tf32 | Precision::F16, 8, 0) => 2048.0,
+        (Precision::Tf32 | Precision::F16, 8, _) => 512.0,
+        (Precision::Tf32 | Precision::F16, 9, _) => 4096.0,
+        (Precision::Tf32 | Precision::F16, ..) => 8192.0,
     };
     per_cycle * f64::from(info.multiprocessors) * f64::from(info.clock_khz) * 1e3
 }
@@ -492,7 +489,7 @@ fn open(arguments: &Arguments, precision: Precision) -> (Arc<dyn Device>, Networ
     let weights = Arc::new(RandomWeights::of(&program, config.num_experts, tasks));
     let free = device.memory().unwrap().free;
     let mut options = cuda::Options::new(of_backend(precision), free);
-    options.memory_bytes = options.memory_bytes.min(memory_bytes);
+    options = options.limited_to(memory_bytes);
     if let Some(edges) = arguments.chunk_edges {
         options.chunk_edges = edges;
     }

@@ -12,7 +12,8 @@ use common::goldens::{data, potential as on_cpu};
 use common::jobs::{at_rest, shard};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 use umaserve::backend::cuda::CudaError;
 use umaserve::backend::cuda::device::Device;
 use umaserve::backend::cuda::host::HostDevice;
@@ -171,7 +172,7 @@ fn without_number_for(z: usize) -> Checkpoint {
 
 #[test]
 fn what_is_not_finite_is_an_error_of_its_structure_and_of_no_other() {
-    let systems: Vec<System> = ["benzene", "water", "copper_rattled", "ethanol", "ammonium"]
+    let systems: Vec<System> = ["ammonium", "water", "copper_primitive", "ethanol"]
         .map(golden)
         .to_vec();
     let systems: Vec<&System> = systems.iter().collect();
@@ -371,6 +372,40 @@ fn two_shards_in_hand_at_a_time_have_the_outcomes_of_one_after_the_other() {
     let mut found: Vec<(u64, Vec<Outcome>)> = ids.zip(ready.0.answers).collect();
     found.sort_by_key(|(id, _)| *id);
     assert_eq!(found, expected);
+}
+
+/// The inputs of the second shard are copied, and its kernels queued, while the first is waited for.
+#[test]
+fn a_second_shard_is_on_the_device_before_the_first_is_done() {
+    let device = Arc::new(HostDevice::default());
+    let potential = on_device("1p2", Precision::F32, &device);
+    let systems = random_systems("omol");
+    let parts = [&systems[..2], &systems[2..4]].map(|part| part.iter().collect::<Vec<_>>());
+    let expected = parts.clone().map(|part| answers(&potential, &part));
+    let before = device.uploads_beside();
+    // Whoever waits for a shard goes on only when another waits too.
+    let waiting = (Mutex::new(0), Condvar::new());
+    device.on_wait(move || {
+        let (count, changed) = &waiting;
+        let mut count = count.lock().unwrap();
+        *count += 1;
+        changed.notify_all();
+        let patience = Duration::from_secs(100);
+        let waited = changed
+            .wait_timeout_while(count, patience, |count| *count < 2)
+            .unwrap();
+        let late = waited.1.timed_out();
+        assert!(!late, "nobody else could queue a shard meanwhile");
+    });
+    let found = std::thread::scope(|scope| {
+        let threads = parts.each_ref().map(|part| {
+            let potential = &potential;
+            scope.spawn(move || answers(potential, part))
+        });
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(found, expected);
+    assert_eq!(device.uploads_beside(), before + 2);
 }
 
 #[test]
