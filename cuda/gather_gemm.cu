@@ -146,7 +146,7 @@ template <int BM, int BN, int THREADS, class Value, class Gathered> struct Gathe
 #define TENSOR_KERNEL(NAME, VALUE, WM, WN, MT, NT, STAGES, ALIGNED)                                \
     KERNEL_BOUNDS(NAME, GatherGemmParams, WM *WN * 32, 2) {                                       \
         using Rows = GatherRows<WM * MT * 16, WN * NT * 8, WM * WN * 32, VALUE, __half>;           \
-        product_on_tensor_cores<Fp16, __half, WM, WN, MT, NT, STAGES, ALIGNED, Operand::Ready>(    \
+        product_on_tensor_cores<__half, WM, WN, MT, NT, STAGES, ALIGNED, Operand::Ready>(    \
             p.product, Rows{p});                                                                   \
     }
 #define TENSOR_KERNELS(NAME, VALUE)                                                                \

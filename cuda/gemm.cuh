@@ -4,8 +4,8 @@
 // every span; W is `[n][k]`, one for all systems or one per system (mixed experts, heads per task).
 // A tile of the grid is one piece of BM rows by BN columns of one span and one system.
 //
-// Arithmetic: f32 (IEEE, fused multiply-adds in the order of k), tf32 or fp16 operands with f32
-// sums (matrix instructions, in the order of k). A result depends on its row and matrix alone,
+// Arithmetic: f32 (IEEE, fused multiply-adds in the order of k), or fp16 operands with f32 sums
+// (matrix instructions, in the order of k). A result depends on its row and matrix alone,
 // never on the tile, the grid or the other rows, bit for bit: each sum is made by one thread (f32)
 // or one accumulator of the matrix unit, in order of k, whatever the tile sizes. `a` may be f32 in
 // memory where the operands are not: then the loader rounds it.
@@ -98,12 +98,6 @@ __device__ __forceinline__ float gated_at(const GemmParams &p, const Stored *ite
 // `PIECE` neighbouring numbers as operands, 16 bytes of shared memory.
 template <class Kind, int PIECE>
 __device__ __forceinline__ void store_piece(uint32_t *to, float (&value)[PIECE]) {
-    if constexpr (Kind::PER_WORD == 1) {
-#pragma unroll
-        for (int j = 0; j < PIECE; j++) {
-            value[j] = Kind::of(value[j]);
-        }
-    }
     // Storing halves rounds them.
     store(reinterpret_cast<typename Kind::Element *>(to), value);
 }
@@ -286,10 +280,11 @@ __device__ __forceinline__ void load_b(const Place &place, uint32_t *shared, uin
 // ------------------------------------------------------------------- tensor cores
 
 // WM x WN warps, each MT pieces of 16 rows by NT pieces of 8 columns.
-template <class Kind, class Stored, int WM, int WN, int MT, int NT, int STAGES, bool ALIGNED,
-          Operand OPERAND, class Sums>
+template <class Stored, int WM, int WN, int MT, int NT, int STAGES, bool ALIGNED, Operand OPERAND,
+          class Sums>
 __device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p, Sums finishing) {
-    using Element = typename Kind::Element;
+    using Kind = Fp16;
+    using Element = Kind::Element;
     constexpr int BM = WM * MT * 16, BN = WN * NT * 8, THREADS = WM * WN * 32;
     static_assert(NT % 2 == 0, "two pieces of columns are loaded at once");
     [[maybe_unused]] constexpr int UNROLL = OPERAND == Operand::Ready ? 4 : 2;
@@ -344,7 +339,7 @@ __device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p, Sum
             }
             load_matrices(left, rows);
             load_matrices(right, columns);
-            multiply_add<Kind, MT, NT>(sums, left, right);
+            multiply_add(sums, left, right);
         }
     }
     finishing.begin(place, shared);

@@ -7,11 +7,13 @@ mod common;
 #[path = "checkpoint/forge.rs"]
 mod forge;
 
-use common::goldens::{Entry, checkpoint, difference, golden, goldens, largest, options};
+use common::goldens::{Entry, checkpoint, difference, golden, goldens, json, largest, options};
 use common::goldens::{data, potential as on_cpu};
 use common::jobs::{at_rest, shard};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
+use serde::Deserialize;
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use umaserve::backend::cuda::CudaError;
@@ -62,6 +64,62 @@ fn agrees_with_fairchem_in_single_precision() {
             assert!(
                 force < 1e-5 * scale,
                 "{what}: forces off by {force:e} of {scale:e}"
+            );
+        }
+    }
+}
+
+/// fairchem's own errors, the largest of a structure.
+#[derive(Deserialize)]
+struct TheirError {
+    energy_per_atom: f64,
+    forces: f64,
+}
+
+/// The largest and the root of the mean square.
+fn spread(errors: &[f64]) -> [f64; 2] {
+    let square: f64 = errors.iter().map(|e| e * e).sum();
+    let largest = errors.iter().fold(0.0f64, |m, e| m.max(*e));
+    [largest, (square / errors.len() as f64).sqrt()]
+}
+
+/// Errors of fairchem's TF32 mode: `tools/reference/make_goldens.py --tf32`. All structures of a file are
+/// compared together, not each with its own: a single error is a draw from a distribution and may happen to
+/// be zero. For the same reason energies, one number for a structure, are compared by their mean only.
+#[test]
+fn tf32_and_f16_are_as_good_as_fairchem_in_its_tf32_mode() {
+    let theirs: HashMap<String, HashMap<String, TheirError>> = json("fairchem-tf32-error.json");
+    for model in ["1p1", "1p2"] {
+        let mut entries = goldens(model);
+        // Those that take long without a GPU left out.
+        entries.retain(|e| e.numbers.len() <= 40);
+        assert!(entries.len() > 15);
+        let theirs = &theirs[&format!("nano-{model}")];
+        let theirs = |of: fn(&TheirError) -> f64| -> [f64; 2] {
+            let errors = entries.iter().map(|e| of(&theirs[&e.name]));
+            spread(&errors.collect::<Vec<_>>())
+        };
+        let (their_energies, their_forces) = (theirs(|e| e.energy_per_atom), theirs(|e| e.forces));
+        let systems: Vec<System> = entries.iter().map(Entry::system).collect();
+        let systems: Vec<&System> = systems.iter().collect();
+        for precision in [Precision::Tf32, Precision::F16] {
+            let device = Arc::new(HostDevice::default());
+            let potential = on_device(model, precision, &device);
+            let (mut energies, mut forces) = (Vec::new(), Vec::new());
+            for (entry, answer) in entries.iter().zip(answers(&potential, &systems)) {
+                energies.push((answer.energy - entry.energy).abs() / entry.numbers.len() as f64);
+                forces.push(difference(&answer.forces, &entry.forces));
+            }
+            let (energies, forces) = (spread(&energies), spread(&forces));
+            let what = format!(
+                "{model} {precision}: energies off by {energies:?} eV/atom, fairchem's by \
+                 {their_energies:?}; forces by {forces:?}, fairchem's by {their_forces:?}"
+            );
+            println!("{what}");
+            assert!(energies[1] <= their_energies[1], "{what}");
+            assert!(
+                forces[0] <= their_forces[0] && forces[1] <= their_forces[1],
+                "{what}"
             );
         }
     }

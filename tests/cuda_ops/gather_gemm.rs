@@ -4,6 +4,7 @@
 use super::rotate::{Orders, Values};
 use super::*;
 use umaserve::backend::cuda::gemm::{self, Arithmetic, Beside, TILE_ROWS};
+use umaserve::backend::cuda::host::SHARED_BYTES;
 use umaserve::backend::cuda::params::{
     GatherGemmParams, GatherRotateScaleParams, GemmParams, GemmSpan, Tile,
 };
@@ -56,7 +57,9 @@ fn both_ways(bench: &Bench, molecules: &[Molecule], width: usize, chunk: &Chunk,
     let arithmetic = Arithmetic::of_edges(numbers.operands, numbers.operands, numbers.values);
     // With and without tiles to spare: large and small kernels.
     for room in [tiles.len() + 3, 300] {
-        let launch = |beside, params| gemm::launch(arithmetic, beside, room, &[span], params);
+        let launch = |beside, params| {
+            gemm::launch(arithmetic, beside, (room, SHARED_BYTES), &[span], params)
+        };
         let one = launch(Beside::Nothing, params);
         bench.launch((one.kernel, one.size), &one.params);
         let rotated = bench.operand_space(rows * gathered);

@@ -2,7 +2,7 @@
 
 use super::device::{Kernel, LaunchSize};
 use super::params::{GemmParams, GemmSpan};
-use super::precision::{Number, Precision};
+use super::precision::Number;
 
 /// Rows of one tile of the batch: edges or atoms of one system.
 pub const TILE_ROWS: usize = 128;
@@ -19,8 +19,6 @@ pub const ACCUMULATE: u32 = 2;
 pub enum Arithmetic {
     /// f32 throughout.
     F32,
-    /// tf32 operands, `a` of which is f32 in memory and rounded while it is read.
-    F32AsTf32,
     /// fp16 operands and result.
     F16,
     /// fp16 operands, f32 result.
@@ -41,18 +39,10 @@ impl Arithmetic {
         }
     }
 
-    /// Of a product of atom values.
-    pub fn of_atoms(precision: Precision) -> Arithmetic {
-        match precision {
-            Precision::F32 => Arithmetic::F32,
-            Precision::Tf32 | Precision::F16 => Arithmetic::F32AsTf32,
-        }
-    }
-
     /// Elements of an operand in 16 bytes.
     fn piece(self) -> u64 {
         match self {
-            Arithmetic::F32 | Arithmetic::F32AsTf32 => 4,
+            Arithmetic::F32 => 4,
             Arithmetic::F16 | Arithmetic::F16ToF32 | Arithmetic::F32AsF16 => 8,
         }
     }
@@ -72,6 +62,12 @@ impl Size {
             Size::Large => (128, 128),
             Size::Small | Size::Odd => (32, 64),
         }
+    }
+
+    /// Operands of all stages: rows of 32 words, 4 apart.
+    fn shared_bytes(self) -> usize {
+        let (rows, columns) = self.tile();
+        ((rows + columns) * 36 * 4 * self.stages()) as usize
     }
 
     fn stages(self) -> u32 {
@@ -108,14 +104,15 @@ pub struct GemmLaunch {
 /// Blocks of threads that keep a large device busy: below, smaller tiles are quicker.
 const BUSY_BLOCKS: usize = 264;
 
-/// Lays a product over the grid. `tiles`: most tiles of the batch. `params.span` is set from `spans`.
+/// Lays a product over the grid. `tiles`: most tiles of the batch; `shared_bytes`: what a block may have on the
+/// device. `params.span` is set from `spans`.
 ///
 /// # Panics
 /// With more spans than the kernel takes: the layouts that are supported have fewer.
 pub fn launch(
     arithmetic: Arithmetic,
     beside: Beside,
-    tiles: usize,
+    (tiles, shared_bytes): (usize, usize),
     spans: &[GemmSpan],
     mut params: GemmParams,
 ) -> GemmLaunch {
@@ -134,9 +131,11 @@ pub fn launch(
     let size = match aligned {
         false => Size::Odd,
         true if blocks(Size::Large) < BUSY_BLOCKS => Size::Small,
+        // Consumer GPUs have less of it.
+        true if Size::Large.shared_bytes() > shared_bytes => Size::Small,
         true => Size::Large,
     };
-    let (rows, columns) = size.tile();
+    let (_, columns) = size.tile();
     let mut first = 0;
     for (to, span) in params.span.iter_mut().zip(spans) {
         *to = GemmSpan {
@@ -156,7 +155,7 @@ pub fn launch(
         size: LaunchSize {
             grid: [first.max(1), (tiles as u32).max(1), 1],
             block: [block, 1, 1],
-            shared_bytes: (rows + columns) * 36 * 4 * size.stages(),
+            shared_bytes: size.shared_bytes() as u32,
         },
         params,
     }
@@ -181,7 +180,6 @@ fn kernel(arithmetic: Arithmetic, size: Size, beside: Beside) -> &'static str {
         (Arithmetic::F32, Beside::Nothing) => of!("gemm_f32", ""),
         (Arithmetic::F32, Beside::Gate) => of!("gemm_f32", "_gated"),
         (Arithmetic::F32, Beside::Gather) => of!("gather_gemm_f32", ""),
-        (Arithmetic::F32AsTf32, Beside::Nothing) => of!("gemm_f32_as_tf32", ""),
         (Arithmetic::F16, Beside::Nothing) => of!("gemm_f16", ""),
         (Arithmetic::F16, Beside::Gate) => of!("gemm_f16", "_gated"),
         (Arithmetic::F16, Beside::Gather) => of!("gather_gemm_f16", ""),

@@ -410,7 +410,6 @@ impl CudaBackend {
             pass,
             weights: &state.weights,
             constants: state.constants,
-            precision: self.options.precision,
             shapes: &self.shapes,
         }
     }

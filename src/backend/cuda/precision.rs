@@ -6,9 +6,8 @@
 pub enum Precision {
     /// IEEE f32.
     F32,
-    /// Operands of 10 bits of mantissa, as tf32 has, and f32 sums: fp16 for edges, whose gradients carry
-    /// a power of two that keeps them in the range of fp16, and tf32 for atoms. Edge values between
-    /// products are f32.
+    /// Operands with 10 bits of mantissa, as tf32 has, and f32 sums: fp16, in whose range the gradients
+    /// are kept by a power of two. Edge values that are no operands are f32.
     #[default]
     Tf32,
     /// The same, with edge values in fp16 throughout.

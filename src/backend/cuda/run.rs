@@ -6,7 +6,7 @@ use super::gemm::{self, Arithmetic, Beside, GemmLaunch, NO_BIAS};
 use super::params::*;
 use super::pass::Pass;
 use super::plan::{AtomKey, EdgeKey, EdgeStage, Plan, Stage, gradient_number, value_number};
-use super::precision::{Number, Precision};
+use super::precision::Number;
 use super::shapes::Shapes;
 use super::weights::{Matrix, Pool, Weights};
 use crate::nn::op::BalanceTarget;
@@ -37,8 +37,6 @@ pub struct Runner<'a> {
     pub weights: &'a Weights,
     /// Constants.
     pub constants: Constants,
-    /// Number types.
-    pub precision: Precision,
     /// Launch sizes.
     pub shapes: &'a Shapes,
 }
@@ -338,8 +336,8 @@ impl Runner<'_> {
             tile_count: self.pass.whole().at::<u32>(5),
             ..params
         };
-        let arithmetic = Arithmetic::of_atoms(self.precision);
-        let launch = gemm::launch(arithmetic, Beside::Nothing, tiles, spans, params);
+        let room = (tiles, self.device.info().shared_bytes);
+        let launch = gemm::launch(Arithmetic::F32, Beside::Nothing, room, spans, params);
         self.launch((launch.kernel, launch.size), &launch.params)
     }
 
@@ -378,7 +376,8 @@ impl Runner<'_> {
             first_item: chunk.at::<u32>(2),
             ..params
         };
-        gemm::launch(arithmetic, beside, tiles, spans, params)
+        let room = (tiles, self.device.info().shared_bytes);
+        gemm::launch(arithmetic, beside, room, spans, params)
     }
 
     /// One matrix `[out][in]` as a span, its pool, and the place of its transpose.

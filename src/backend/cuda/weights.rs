@@ -9,7 +9,7 @@ use super::Options;
 use super::device::{Device, Kernel, LaunchSize};
 use super::error::CudaError;
 use super::params::{DevicePtr, MixParams};
-use super::precision::{EdgeNumbers, Number, Precision};
+use super::precision::{EdgeNumbers, Number};
 use crate::backend::{Conditioning, WeightData, WeightSource};
 use crate::nn::{Op, Program, RadialMlp, Weight, WeightKind, WeightSlot, WeightUse};
 use std::collections::HashMap;
@@ -193,24 +193,6 @@ fn encode(values: &[f64], number: Number) -> Vec<u8> {
     }
 }
 
-/// Matrices of atom products: in f32, rounded as the products take them.
-fn encode_for_atoms(mut values: Vec<f64>, precision: Precision) -> Vec<u8> {
-    if precision != Precision::F32 {
-        for value in &mut values {
-            *value = round_tf32(*value as f32).into();
-        }
-    }
-    encode(&values, Number::F32)
-}
-
-/// 10 bits of mantissa, to the nearest, ties away from zero: `cuda/tf32.cuh`.
-fn round_tf32(x: f32) -> f32 {
-    match x.is_finite() {
-        true => f32::from_bits((x.to_bits() + 0x1000) & !0x1fff),
-        false => x,
-    }
-}
-
 fn store(device: &dyn Device, bytes: &[u8]) -> Result<DevicePtr, CudaError> {
     let pointer = device.alloc(bytes.len().max(16))?;
     device.upload_bytes(pointer, bytes)?;
@@ -312,8 +294,8 @@ impl Weights {
             .collect::<Result<_, CudaError>>()?;
         Ok(Weights {
             edge: store(device, &encode(&edge, operands))?,
-            atom: store(device, &encode_for_atoms(atom, options.precision))?,
-            tasks: store(device, &encode_for_atoms(tasks, options.precision))?,
+            atom: store(device, &encode(&atom, Number::F32))?,
+            tasks: store(device, &encode(&tasks, Number::F32))?,
             task_bytes: size(Pool::Task) as u64 * 4,
             mixed_bytes: size(Pool::Mixed) * operands.bytes(),
             mixed: HashMap::new(),
