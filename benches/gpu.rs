@@ -267,10 +267,10 @@ fn full_size(config: &UmaConfig) -> UmaConfig {
 /// Energy, forces and virial of a batch.
 enum Network {
     /// With a checkpoint: what a worker calls.
-    Model(UmaPotential),
+    Model(Box<UmaPotential>),
     /// Random weights: the backend alone.
     Random {
-        backend: CudaBackend,
+        backend: Box<CudaBackend>,
         channels: usize,
         experts: usize,
         known: HashMap<String, Arc<Conditioning>>,
@@ -282,7 +282,7 @@ impl Network {
         match self {
             Network::Model(potential) => {
                 let batch: Vec<&System> = systems.iter().collect();
-                let answers = evaluate(potential, &batch, usize::MAX >> 8);
+                let answers = evaluate(&**potential, &batch, usize::MAX >> 8);
                 answers.into_iter().try_fold(0.0, |sum, answer| {
                     answer
                         .map(|a| sum + a.energy)
@@ -481,7 +481,7 @@ fn open(arguments: &Arguments, precision: Precision) -> (Arc<dyn Device>, Networ
             memory_bytes,
         };
         let potential = UmaPotential::on_cuda(checkpoint, options, device.clone()).unwrap();
-        return (device, Network::Model(potential), program);
+        return (device, Network::Model(Box::new(potential)), program);
     }
     let config = full_size(&checkpoint.config);
     let program = network::program(&config);
@@ -494,9 +494,9 @@ fn open(arguments: &Arguments, precision: Precision) -> (Arc<dyn Device>, Networ
         options.chunk_edges = edges;
     }
     let program = Arc::new(program);
-    let backend = CudaBackend::new(program.clone(), weights, device.clone(), options).unwrap();
+    let backend = CudaBackend::new(program.clone(), weights, device.clone(), options);
     let network = Network::Random {
-        backend,
+        backend: Box::new(backend.unwrap()),
         channels: config.sphere_channels,
         experts: config.num_experts,
         known: HashMap::new(),
@@ -535,7 +535,7 @@ fn nve(arguments: &Arguments, precision: Precision, steps: usize) {
         velocities,
         ..State::default()
     };
-    let force = |state: &State| evaluate(&potential, &[&state.system], usize::MAX >> 8).remove(0);
+    let force = |state: &State| evaluate(&*potential, &[&state.system], usize::MAX >> 8).remove(0);
     state.evaluation = Some(force(&state).unwrap());
     let atoms = state.system.len() as f64;
     let total = |state: &State| {
