@@ -3,7 +3,7 @@
 //!
 //! One context per device (the primary one), one stream for kernels and one for copies beside
 //! them. Every call makes the context current first, so that any thread may call. An error after
-//! which the context is lost marks the device unhealthy; [`DriverDevice::recreate`] makes everything anew.
+//! which the context is lost marks the device unhealthy; its `recreate` makes everything anew.
 
 mod calls;
 mod memory;
