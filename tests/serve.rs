@@ -21,7 +21,7 @@ use umaserve::server::convert::proto::{
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_umaserve");
 const MODEL: &str = "tests/data/nano-1p2.pt";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Water.
 const NUMBERS: [i32; 3] = [8, 1, 1];

@@ -20,7 +20,7 @@ use umaserve::server::convert::proto::{
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_umaserve");
 const MODEL: &str = "tests/data/nano-1p2.pt";
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 const WATER: [u32; 3] = [8, 1, 1];
 const POSITIONS: [f64; 9] = [0.0, 0.0, 0.12, 0.0, 0.76, -0.47, 0.0, -0.76, -0.47];
