@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::cli::Device;
 #[cfg(feature = "mpi")]
-use crate::comm::mpi::{Identity, Ranks};
+use crate::comm::mpi as cluster;
 use crate::comm::thread::ThreadWorkers;
 use crate::compute;
 use crate::config::{ModelConfig, ServeConfig, host_name};
@@ -196,7 +196,7 @@ pub fn say(reason: &str) {
 /// The ranks of an MPI job; one rank alone serves as if there were no MPI.
 #[cfg(feature = "mpi")]
 fn ranks(config: &ServeConfig) -> Result<Exit, String> {
-    let ranks = Ranks::join()?;
+    let ranks = cluster::Ranks::join()?;
     // Said before MPI is finalized: afterwards the others end, and the launcher kills this one.
     take_part(&ranks, config).map_err(|reason| {
         say(&reason);
@@ -206,7 +206,9 @@ fn ranks(config: &ServeConfig) -> Result<Exit, String> {
 
 /// What this rank does in the job.
 #[cfg(feature = "mpi")]
-fn take_part(ranks: &Ranks, config: &ServeConfig) -> Result<Exit, String> {
+fn take_part(ranks: &cluster::Ranks, config: &ServeConfig) -> Result<Exit, String> {
+    use cluster::{Identity, Ranks};
+
     if let Some(expected) = config.expected_ranks
         && expected != ranks.size()
     {
