@@ -1,6 +1,6 @@
 //! What the network needs to know about every edge.
 
-use super::real::Real;
+use super::real::{Real, vectorised};
 use crate::backend::Structure;
 use crate::nn::Program;
 use crate::so3::Wigner;
@@ -119,8 +119,17 @@ impl<T: Real> Geometry<T> {
                     *env = T::from_f64(envelope(d, program.cutoff).0);
                     for (k, g) in gaussians.iter_mut().enumerate() {
                         let x = d - k as f64 * spacing;
-                        *g = T::from_f64((exponent * x * x).exp());
+                        *g = T::from_f64(exponent * x * x);
                     }
+                    // An exponent is rounded where its exponential is small: nothing is lost.
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for g in gaussians.iter_mut() {
+                                *g = g.exp();
+                            }
+                        },
+                    );
                     wigner.fill(*unit, d64);
                     for (out, &x) in wigner_out.iter_mut().zip(d64.iter()) {
                         *out = T::from_f64(x);

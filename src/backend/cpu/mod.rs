@@ -5,6 +5,7 @@
 //! depends on that system alone, every tile is done by one thread, and sums over edges follow the
 //! order of the edge list: results are the same bits for any batch and any number of threads.
 
+mod degree_two;
 mod gate;
 mod geometry;
 mod linear;
@@ -15,7 +16,9 @@ pub mod real;
 mod rotate;
 mod run;
 mod schedule;
+mod small;
 mod so2;
+mod vector;
 mod weights;
 
 pub use run::{CpuBackend, Trace};

@@ -3,6 +3,7 @@
 //! The torque on an edge's frame is summed here (see `nn::op`): generators are antisymmetric, so
 //! each pair of rows is visited once.
 
+use super::degree_two;
 use super::real::{
     Real, add_lanes, axpy, lanes, lanes_mut, product, product_plus, scaled, vectorised, with_groups,
 };
@@ -200,15 +201,26 @@ pub(super) fn gather<T: Real>(
     let radial_width = run.program.width(radial);
     let radial = run.value(frame, tile, radial);
     let x = &run.arena.values[x.0];
-    vectorised(
-        #[inline(always)]
-        || {
-            with_groups!(
-                run.program.channels,
-                gather_lanes::<T>(run, tile, x, radial, radial_width, y)
-            )
-        },
-    );
+    if degree_two::fits(run.layout) {
+        degree_two::Gather {
+            run,
+            tile,
+            x,
+            radial,
+            y,
+        }
+        .run();
+    } else {
+        vectorised(
+            #[inline(always)]
+            || {
+                with_groups!(
+                    run.program.channels,
+                    gather_lanes::<T>(run, tile, x, radial, radial_width, y)
+                )
+            },
+        );
+    }
     frame.put(out, y);
 }
 
@@ -275,15 +287,29 @@ pub(super) fn gather_backward<T: Real>(
         sums: frame.sums.take().expect("edge segments carry the sums"),
     };
     let mut buffers = buffers;
-    vectorised(
-        #[inline(always)]
-        || {
-            with_groups!(
-                run.program.channels,
-                gather_backward_lanes::<T>(run, tile, &mut buffers)
-            )
-        },
-    );
+    if degree_two::fits(run.layout) {
+        degree_two::GatherBackward {
+            run,
+            tile,
+            x: buffers.x,
+            radial: buffers.radial,
+            y_bar: buffers.y_bar,
+            radial_bar: buffers.radial_bar,
+            n_bar: buffers.n_bar,
+            sums: buffers.sums,
+        }
+        .run();
+    } else {
+        vectorised(
+            #[inline(always)]
+            || {
+                with_groups!(
+                    run.program.channels,
+                    gather_backward_lanes::<T>(run, tile, &mut buffers)
+                )
+            },
+        );
+    }
     frame.sums = Some(buffers.sums);
     frame.put(gradient, buffers.n_bar);
     frame.put(radial, buffers.radial_bar);
@@ -450,15 +476,25 @@ pub(super) fn scatter<T: Real>(
     let y = frame.take(out);
     y.copy_from_slice(run.value(frame, tile, x));
     let message = &run.arena.values[message.0];
-    vectorised(
-        #[inline(always)]
-        || {
-            with_groups!(
-                run.program.channels,
-                scatter_lanes::<T>(run, tile, message, y)
-            )
-        },
-    );
+    if degree_two::fits(run.layout) {
+        degree_two::Scatter {
+            run,
+            tile,
+            message,
+            y,
+        }
+        .run();
+    } else {
+        vectorised(
+            #[inline(always)]
+            || {
+                with_groups!(
+                    run.program.channels,
+                    scatter_lanes::<T>(run, tile, message, y)
+                )
+            },
+        );
+    }
     frame.put(out, y);
 }
 
@@ -512,15 +548,27 @@ pub(super) fn scatter_backward<T: Real>(
         .sums
         .as_deref_mut()
         .expect("edge segments carry the sums");
-    vectorised(
-        #[inline(always)]
-        || {
-            with_groups!(
-                run.program.channels,
-                scatter_backward_lanes::<T>(run, tile, y_bar, value, bar, sums)
-            )
-        },
-    );
+    if degree_two::fits(run.layout) {
+        degree_two::ScatterBackward {
+            run,
+            tile,
+            y_bar,
+            message: value,
+            message_bar: bar,
+            sums,
+        }
+        .run();
+    } else {
+        vectorised(
+            #[inline(always)]
+            || {
+                with_groups!(
+                    run.program.channels,
+                    scatter_backward_lanes::<T>(run, tile, y_bar, value, bar, sums)
+                )
+            },
+        );
+    }
     frame.put(message, bar);
 }
 
@@ -622,15 +670,26 @@ pub(super) fn scatter_radial<T: Real>(
     y.copy_from_slice(run.value(frame, tile, x));
     let radial = &run.arena.values[radial.0];
     let scale = T::from_f64(scale);
-    vectorised(
-        #[inline(always)]
-        || {
-            with_groups!(
-                run.program.channels,
-                scatter_radial_lanes::<T>(run, tile, radial, scale, y)
-            )
-        },
-    );
+    if degree_two::fits(run.layout) {
+        degree_two::ScatterRadial {
+            run,
+            tile,
+            radial,
+            scale,
+            y,
+        }
+        .run();
+    } else {
+        vectorised(
+            #[inline(always)]
+            || {
+                with_groups!(
+                    run.program.channels,
+                    scatter_radial_lanes::<T>(run, tile, radial, scale, y)
+                )
+            },
+        );
+    }
     frame.put(out, y);
 }
 
@@ -686,15 +745,28 @@ pub(super) fn scatter_radial_backward<T: Real>(
         .as_deref_mut()
         .expect("edge segments carry the sums");
     let scale = T::from_f64(scale);
-    vectorised(
-        #[inline(always)]
-        || {
-            with_groups!(
-                run.program.channels,
-                scatter_radial_backward_lanes::<T>(run, tile, y_bar, value, scale, bar, sums)
-            )
-        },
-    );
+    if degree_two::fits(run.layout) {
+        degree_two::ScatterRadialBackward {
+            run,
+            tile,
+            y_bar,
+            radial: value,
+            scale,
+            radial_bar: bar,
+            sums,
+        }
+        .run();
+    } else {
+        vectorised(
+            #[inline(always)]
+            || {
+                with_groups!(
+                    run.program.channels,
+                    scatter_radial_backward_lanes::<T>(run, tile, y_bar, value, scale, bar, sums)
+                )
+            },
+        );
+    }
     frame.put(radial, bar);
 }
 
