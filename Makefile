@@ -24,6 +24,10 @@ CARGO_DENY = 0.20.2
 # For tests that compute little: compiled sooner than run.
 QUICKLY = --config profile.dev.package.umaserve.opt-level=0
 
+# target/debug/umaserve as the tests have it; `cargo build` would compile everything once more, without the
+# features that the dependencies of tests switch on.
+DEBUG_BINARY = cargo test --quiet --locked --features host-kernels --no-run --test architecture
+
 # A toolchain that setup installs is not in PATH yet.
 export PATH := $(CURDIR)/target/tools/bin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
@@ -79,7 +83,7 @@ test-core: setup ## The quick part of the tests: units, layering, sessions, sche
 		--test neighbors --test dynamics
 
 test-python: setup readers ## Tests of the Python client, its examples and its notebook, against a real server
-	cargo build --locked --features host-kernels --bin umaserve
+	$(DEBUG_BINARY)
 	@python="$${UMASERVE_PYTHON:-$$(tools/readers.sh)}"; cd python; \
 	$$python -m ruff format --check --quiet .; $$python -m ruff check --quiet .; $$python -m mypy; \
 	UMASERVE="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/umaserve" $$python -m pytest -q
@@ -87,7 +91,7 @@ test-python: setup readers ## Tests of the Python client, its examples and its n
 test-page: setup readers page ## Tests of the page: its parts, then a visit with a browser against a real server
 	@tools/setup.sh browser
 	@command -v npm >/dev/null || { echo 'test-page: skipped, there is no npm'; exit 0; }; \
-	cargo build --locked --features host-kernels --bin umaserve; \
+	$(DEBUG_BINARY); \
 	cd viewer && npm run --silent test && UMASERVE="$$PWD/../target/debug/umaserve" \
 		UMASERVE_PYTHON="$${UMASERVE_PYTHON:-$$(../tools/readers.sh)}" npm run --silent e2e
 
@@ -108,6 +112,7 @@ check: setup nvcc ## Formatting, clippy, docs, licenses: what CI asks besides th
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 	command -v cargo-deny >/dev/null || \
 		cargo install --quiet --locked --debug --root target/tools cargo-deny@$(CARGO_DENY)
+	cargo fetch --quiet --locked  # those of other platforms too
 	cargo deny --offline check --hide-inclusion-graph bans licenses sources
 
 docs: setup ## The documentation of the code, in target/doc/umaserve/index.html

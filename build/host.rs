@@ -67,9 +67,11 @@ fn build() -> Result<cc::Build, Box<dyn Error>> {
 /// The object of every source, compiled where it is not there already.
 fn objects(sources: &[PathBuf], kept: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let mut wanted = Vec::new();
+    let compiler = build()?.get_compiler();
     for source in sources {
         let mut hasher = DefaultHasher::new();
-        format!("{:?}", build()?.get_compiler().to_command()).hash(&mut hasher);
+        // Not the environment of the command, which tells the profile that cargo builds.
+        (compiler.path(), compiler.args()).hash(&mut hasher);
         for file in nvcc::dependencies(source)? {
             (file.file_name(), std::fs::read(&file)?).hash(&mut hasher);
         }

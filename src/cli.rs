@@ -326,7 +326,7 @@ pub struct DoorOptions {
 /// `umaserve connect`.
 #[derive(Debug, Args)]
 pub struct ConnectArgs {
-    /// The connection file, its directory, or [USER@]HOST:FILE to read it through ssh
+    /// The connection file, its directory, or USER@HOST:FILE to read it through ssh
     /// [default: connection.json or runs/connection.json]
     pub file: Option<String>,
     /// Open the tunnel and keep it open until Ctrl-C
@@ -355,7 +355,7 @@ pub struct ConnectArgs {
 /// `umaserve status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// The connection file, its directory, or [USER@]HOST:FILE to read it through ssh
+    /// The connection file, its directory, or USER@HOST:FILE to read it through ssh
     /// [default: connection.json or runs/connection.json]
     pub file: Option<String>,
     /// Print JSON

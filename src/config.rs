@@ -579,12 +579,7 @@ pub(super) mod tests {
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Result<ServeConfig, String> {
-        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"); // any file
-        let mut all = vec!["umaserve", "serve"];
-        if !arguments.contains(&"--model") && !environment.iter().any(|(n, _)| *n == "UMA_MODEL") {
-            all.extend(["--model", model]);
-        }
-        all.extend(arguments);
+        let all = ["umaserve", "serve"].iter().chain(arguments);
         let Command::Serve(args) = Cli::try_parse_from(all).unwrap().command else {
             panic!("not serve");
         };

@@ -205,7 +205,8 @@ fn now() -> f64 {
 /// Renews a connection file until it is dropped.
 #[derive(Debug)]
 pub struct Heartbeat {
-    beat: Option<Sender<()>>,
+    /// Asks for a beat; what is sent along is dropped once it is done.
+    beat: Option<Sender<Sender<()>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -228,16 +229,14 @@ impl Heartbeat {
                 .map_err(|error| format!("{}: {error}", path.display()))
         };
         write().map_err(|error| format!("--connection-file {error}"))?;
-        let (beat, beats) = channel();
+        let (beat, beats) = channel::<Sender<()>>();
         let thread = std::thread::Builder::new()
             .name("heartbeat".into())
             .spawn(move || {
                 let mut failing = false;
                 loop {
-                    let last = matches!(
-                        beats.recv_timeout(HEARTBEAT),
-                        Err(RecvTimeoutError::Disconnected)
-                    );
+                    let asked = beats.recv_timeout(HEARTBEAT);
+                    let last = matches!(asked, Err(RecvTimeoutError::Disconnected));
                     match write() {
                         Ok(()) => failing = false,
                         Err(error) if !failing => {
@@ -258,11 +257,13 @@ impl Heartbeat {
         })
     }
 
-    /// Writes the file now.
+    /// Writes the file now, and waits until it is written, but not for a file system that hangs.
     pub fn renew(&self) {
         if let Some(beat) = &self.beat {
+            let (done, written) = channel();
             // The thread ends after this handle only.
-            let _ = beat.send(());
+            let _ = beat.send(done);
+            let _ = written.recv_timeout(HEARTBEAT);
         }
     }
 }

@@ -10,7 +10,7 @@
 //! that neither simulations nor recordings wait for a slow disk. Of several states of a session that
 //! wait, only the last is written.
 //!
-//! Layout, in the byte order of the machine: [`MAGIC`], BLAKE3 digest of the rest (32 bytes), then
+//! Layout, in the byte order of the machine: `MAGIC`, BLAKE3 digest of the rest (32 bytes), then
 //! the fields of [`Saved`].
 
 use std::collections::BTreeMap;

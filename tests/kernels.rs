@@ -211,7 +211,11 @@ fn barriers_and_collectives_answer_as_on_a_device_in_any_order_of_threads() {
         let found = words(order, "check_collectives", 96, LaunchSize::new(1, 96)).unwrap();
         for (thread, found) in found.into_iter().enumerate() {
             let lane = thread as u32 % 32;
-            let below = if lane.is_multiple_of(8) { lane } else { lane - 1 };
+            let below = if lane.is_multiple_of(8) {
+                lane
+            } else {
+                lane - 1
+            };
             let half = lane ^ if lane < 16 { 8 } else { 4 };
             let count = 9; // three lanes of three warps
             let expected = (lane ^ 1) + 100 * below + 10_000 * half + 1_000_000 * count;

@@ -324,7 +324,9 @@ fn the_environment_is_honoured() {
 }
 
 fn refused(arguments: &[&str]) -> String {
-    let output = umaserve(arguments).output().unwrap();
+    let mut command = umaserve(arguments);
+    command.env("RUST_LOG", "error"); // the refusal alone
+    let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

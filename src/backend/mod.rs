@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod programs;
 
 use crate::neighbors::{NeighborError, NeighborList};
 use crate::system::System;

@@ -213,7 +213,7 @@ fn evaluate_lists(
 const EDGES_PER_SUM: usize = 16 * 1024;
 
 /// Forces and stress from the edge gradients of one system.
-fn assemble(
+pub(crate) fn assemble(
     system: &System,
     list: &NeighborList,
     answer: &EdgeGradients,

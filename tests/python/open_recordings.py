@@ -2,7 +2,9 @@
 
 usage: open_recordings.py FRAMES FILE.h5 [FRAMES FILE.h5 ...]
 
-Every frame is read, and steps and times rise from frame to frame.
+Up to 300 frames of each are read, the first and the last among them: steps and times rise from frame to
+frame. (That every frame is there and what it should be is looked at elsewhere; MDAnalysis takes a
+millisecond for one.)
 """
 
 import os
@@ -21,10 +23,12 @@ for frames, path in zip(sys.argv[1::2], sys.argv[2::2]):
         link = os.path.join(place, "recording.h5md")
         os.symlink(os.path.abspath(path), link)
         universe = MDAnalysis.Universe(link)
+        there = len(universe.trajectory)
+        assert there == int(frames), f"{path}: {there} frames, {frames} expected"
         steps, times = [], []
-        for ts in universe.trajectory:
+        for frame in np.unique(np.linspace(0, there - 1, 300).astype(int)) if there else []:
+            ts = universe.trajectory[frame]
             assert np.all(np.isfinite(ts.positions)) and np.all(np.isfinite(ts.velocities))
             steps.append(ts.data["step"])
             times.append(ts.time)
-    assert len(steps) == int(frames), f"{path}: {len(steps)} frames, {frames} expected"
     assert np.all(np.diff(steps) > 0) and np.all(np.diff(times) > 0), path

@@ -179,7 +179,7 @@ def nve(server: str, start: Atoms, picoseconds: float, seed: int) -> dict:
     rng = np.random.default_rng(seed)
     with umaserve.Session(server, timeout=600) as session:
         session.load(start)
-        session.minimize(fmax=0.05, max_steps=200)
+        session.minimize(fmax=0.05, steps=200)
         atoms = start.copy()
         atoms.positions = session.frame.positions
         known = bonds(atoms, 1.25)
@@ -249,7 +249,7 @@ def check_relax(args, report: Report) -> None:
     distorted, minimum = distorted_ethanol()
     with umaserve.Session(args.server) as session:
         session.load(distorted)
-        relaxed = session.minimize(fmax=0.01, max_steps=500)
+        relaxed = session.minimize(fmax=0.01, steps=500)
         final = session.atoms
         session.end()
     minimize_rotation_and_translation(minimum, final)

@@ -25,7 +25,11 @@ OUT=${OUT:-$here/out}
 PEER=${PEER:-$HOME/peer}
 BUDGET=${BUDGET:-460}
 mkdir -p "$OUT"
-cd "$here"
+cd "$here" || exit
+if [ -z "${EMULATED:-}" ] && [ ! -e /dev/nvidiactl ] && ! nvidia-smi -L >/dev/null 2>&1; then
+    echo "run.sh: no NVIDIA GPU on this machine (EMULATED=1 tries the script itself without one)" >&2
+    exit 69
+fi
 chmod +x umaserve gpu ./*-tests 2>/dev/null
 
 parts=("$@")
@@ -36,11 +40,14 @@ if [ -n "${EMULATED:-}" ]; then
     check=(--emulated)
     bench=(--emulated --model "$model" --runs 1)
     cases=ethanol
+    nve=()
     steps=20
 else
     check=(--device cuda)
     bench=("${of_model[@]}")
     cases=si-1000,cu-1000,cu-864,si-150,molecules-25,ethanol,molecules-64
+    nve=()
+    [ -n "${MODEL:-}" ] || nve=(--model "$model")
     steps=10000
 fi
 summary=()
@@ -83,7 +90,7 @@ for part in "${parts[@]}"; do
     case $part in
     selfcheck | selfcheck-all)
         all=()
-        [ $part = selfcheck ] || all=(--all)
+        [ "$part" = selfcheck ] || all=(--all)
         for type in f32 tf32 f16; do
             LINES_SHOWN=50 run "$part-$type" 120 ./umaserve selfcheck "${check[@]}" \
                 --precision $type "${all[@]}" --model "$model"
@@ -120,11 +127,12 @@ for part in "${parts[@]}"; do
             --memory-mib 72000 "${of_model[@]}"
         ;;
     nve)
-        run nve 90 ./gpu --nve $steps --precision f32,tf32 "${bench[@]}" --model "$model"
+        # With the small model where none is named: a drift needs many steps.
+        run nve 90 ./gpu --nve $steps --precision f32,tf32 "${bench[@]}" "${nve[@]}"
         ;;
     peer | peer-all)
         if [ ! -f "$PEER/bench.sh" ]; then
-            skip $part "no $PEER/bench.sh"
+            skip "$part" "no $PEER/bench.sh"
             continue
         fi
         if [ ! -f "$PEER/uma-s-1p2.pt" ]; then
@@ -132,10 +140,10 @@ for part in "${parts[@]}"; do
                 run peer-checkpoint 120 python3 make_checkpoint.py uma-s-1p2 "$PEER/uma-s-1p2.pt"
         fi
         modes=(nitro)
-        [ $part = peer ] || modes=(nitro multigpu)
+        [ "$part" = peer ] || modes=(nitro multigpu)
         for mode in "${modes[@]}"; do
-            peer $mode silicon 1000,150
-            peer $mode copper 864
+            peer "$mode" silicon 1000,150
+            peer "$mode" copper 864
         done
         ;;
     profile)

@@ -4,6 +4,8 @@ How far fairchem in float32 is from fairchem in float64, per checkpoint and stru
     for n in 1p1 1p2 m esen; do python make_goldens.py ../../tests/data/nano-$n.pt f32-$n.json --dtype float32; done
     python make_f32_error.py ../../tests/data/fairchem-f32-error.json f32-*.json
 
+The same for its TF32 mode: with --tf32 as well, tf32-$n.json, and fairchem-tf32-error.json.
+
 Writes {checkpoint: {structure: {energy_per_atom (eV), forces (largest, eV/Angstrom), stress (largest,
 eV/Angstrom^3, null without one)}}}. The float64 answers are those of tests/data/nano-*.json.
 """
@@ -27,7 +29,7 @@ def main() -> None:
     out, *inputs = sys.argv[1:]
     answer = {}
     for path in sorted(inputs):
-        name = "nano-" + pathlib.Path(path).stem.removeprefix("f32-")
+        name = "nano-" + pathlib.Path(path).stem.rsplit("-", 1)[-1]
         single = json.loads(pathlib.Path(path).read_text())
         double = json.loads((DATA / f"{name}.json").read_text())
         assert (single["dtype"], double["dtype"]) == ("float32", "float64")

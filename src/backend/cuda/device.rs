@@ -1,6 +1,6 @@
 //! What the backend asks of a device: memory, copies, launches, graphs. Two devices answer:
 //! [`driver`](super::driver), a GPU through the CUDA driver, and, for tests without one,
-//! [`host`](super::host), which runs the same kernels compiled for the host.
+//! `host`, which runs the same kernels compiled for the host.
 
 use super::error::CudaError;
 use super::params::{DevicePtr, Params};

@@ -514,7 +514,7 @@ params! {
         pad: u32,
     }
 
-    /// embed_atoms: row 0 = table[Z] + conditioning of the system, other rows 0.
+    /// embed_atoms: row 0 = `table[Z]` + conditioning of the system, other rows 0.
     struct EmbedAtomsParams {
         /// Atoms to do.
         chunk: DevicePtr,

@@ -7,13 +7,18 @@ use super::driver::{DriverDevice, ONE_TEST_AT_A_TIME};
 use super::host::{HostDevice, ThreadOrder};
 use super::*;
 use crate::backend::Conditioning;
+use crate::backend::programs::{
+    CUTOFF, Net, RandomWeights, Sizes, case, signed, sizes, two_blocks,
+};
 use crate::neighbors::{NeighborList, neighbor_list};
-use crate::selfcheck::programs::{CUTOFF, RandomWeights, Sizes, case, signed, sizes, two_blocks};
 use crate::system::{Cell, System};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 const SMALL: Sizes = sizes(2, 2, 4, 4, 4);
+
+/// The least network: on many edges, where the search alone is looked at.
+const LEAST: Sizes = sizes(1, 1, 4, 4, 4);
 
 /// What there is to test on; a GPU is not used by another test meanwhile.
 fn devices() -> (impl Sized, Vec<Arc<dyn Device>>) {
@@ -30,8 +35,20 @@ fn devices() -> (impl Sized, Vec<Arc<dyn Device>>) {
     (alone, devices)
 }
 
+/// Every operation of a model.
 fn backend(device: &Arc<dyn Device>, options: Options) -> CudaBackend {
-    let program = Arc::new(two_blocks(SMALL, true));
+    backend_of(two_blocks(SMALL, true), device, options)
+}
+
+/// A search, and as little else as there can be.
+fn searcher(device: &Arc<dyn Device>, options: Options) -> CudaBackend {
+    let mut net = Net::new(LEAST);
+    let x = net.start();
+    backend_of(net.end(x, LEAST.channels), device, options)
+}
+
+fn backend_of(program: Program, device: &Arc<dyn Device>, options: Options) -> CudaBackend {
+    let program = Arc::new(program);
     let weights = Arc::new(RandomWeights::of(&program, 3));
     CudaBackend::new(program, weights, device.clone(), options).unwrap()
 }
@@ -147,6 +164,13 @@ fn systems() -> Vec<System> {
     systems
 }
 
+/// Those with few edges, for whole networks.
+fn small_systems() -> Vec<System> {
+    let mut systems = systems();
+    systems.retain(|system| list(system).len() < 250);
+    systems
+}
+
 fn list(system: &System) -> NeighborList {
     neighbor_list(system, CUTOFF, usize::MAX, 1 << 20).unwrap()
 }
@@ -217,13 +241,15 @@ fn options(chunk_edges: usize) -> Options {
 #[test]
 fn the_device_finds_the_edges_of_the_cpu_bit_for_bit() {
     let (_alone, devices) = devices();
-    for (device, chunk_edges) in devices.iter().zip([16 * 1024, 500, 500]) {
-        let backend = backend(device, options(chunk_edges));
+    for (i, (device, chunk_edges)) in devices.iter().zip([16 * 1024, 500, 500]).enumerate() {
+        let backend = searcher(device, options(chunk_edges));
         let systems = systems();
-        // All at once, again as a captured graph, and again in another order.
+        // All at once, again as a captured graph, and again in another order; which threads of a block
+        // come first changes nothing of that.
         let forward: Vec<&System> = systems.iter().collect();
         let backward: Vec<&System> = systems.iter().rev().collect();
-        for batch in [&forward, &forward, &backward] {
+        let batches = [&forward, &forward, &backward];
+        for batch in batches.into_iter().skip(if i == 1 { 2 } else { 0 }) {
             assert!(forces_of(&backend, batch).iter().all(|a| a.is_some()));
             assert_as_from_the_host(&backend, batch);
         }
@@ -255,29 +281,33 @@ fn assembled(
 #[test]
 fn a_search_on_the_device_gives_the_forces_of_a_list_and_the_same_bits_alone() {
     let (_alone, devices) = devices();
-    for device in devices {
-        forces_are_those_of_a_list(&backend(&device, options(2048)));
+    for device in devices.iter().take(1) {
+        forces_are_those_of_a_list(&searcher(device, options(2048)), systems(), 3);
+    }
+    for device in &devices {
+        forces_are_those_of_a_list(&backend(device, options(256)), small_systems(), 4);
     }
 }
 
-fn forces_are_those_of_a_list(backend: &CudaBackend) {
-    let systems = systems();
+/// Every so-and-so-many-th system is also evaluated alone.
+fn forces_are_those_of_a_list(backend: &CudaBackend, systems: Vec<System>, every: usize) {
     let batch: Vec<&System> = systems.iter().collect();
     let found = forces_of(backend, &batch);
-    for (system, found) in systems.iter().zip(&found) {
-        let found = found.as_ref().unwrap().as_ref().unwrap();
-        let list = list(system);
+    let lists: Vec<NeighborList> = systems.iter().map(list).collect();
+    let structures = systems.iter().zip(&lists).map(|(system, list)| Structure {
+        numbers: &system.numbers,
+        neighbors: list,
+        conditioning: conditioning(system),
+    });
+    let expected = backend.run(&structures.collect::<Vec<_>>()).unwrap();
+    for (i, system) in systems.iter().enumerate() {
+        let found = found[i].as_ref().unwrap().as_ref().unwrap();
+        let (list, expected) = (&lists[i], &expected[i]);
         assert_eq!(found.edges, list.len());
-        let structure = Structure {
-            numbers: &system.numbers,
-            neighbors: &list,
-            conditioning: conditioning(system),
-        };
-        let expected = backend.run(&[structure]).unwrap().remove(0);
         // The same edges and kernels: only the sums in f64 may differ in their order.
         let close = |a: f64, b: f64, scale: f64| (a - b).abs() <= 1e-12 * scale.max(1.0);
         assert!(close(found.energy, expected.energy, expected.energy.abs()));
-        let (forces, virial) = assembled(system, &list, &expected.gradient);
+        let (forces, virial) = assembled(system, list, &expected.gradient);
         let largest = forces.iter().flatten().fold(0.0f64, |m, x| m.max(x.abs()));
         let pairs = found.forces.iter().flatten().zip(forces.iter().flatten());
         for (a, b) in pairs {
@@ -290,8 +320,10 @@ fn forces_are_those_of_a_list(backend: &CudaBackend) {
                 assert!(close(found.virial[i][j], symmetric, 10.0 * largest));
             }
         }
-        let alone = forces_of(backend, &[system]).remove(0);
-        assert_eq!(alone.unwrap().unwrap(), *found, "alone");
+        if i.is_multiple_of(every) {
+            let alone = forces_of(backend, &[system]).remove(0);
+            assert_eq!(alone.unwrap().unwrap(), *found, "alone");
+        }
     }
 }
 
@@ -299,7 +331,7 @@ fn forces_are_those_of_a_list(backend: &CudaBackend) {
 #[cfg(feature = "host-kernels")]
 mod on_the_host {
     use super::*;
-    use crate::selfcheck::programs::run;
+    use crate::backend::programs::run;
 
     fn host() -> (Arc<HostDevice>, Arc<dyn Device>) {
         let device = Arc::new(HostDevice::default());
@@ -309,7 +341,7 @@ mod on_the_host {
     #[test]
     fn a_batch_with_more_edges_than_guessed_is_searched_again_with_room_for_them() {
         let (counting, device) = host();
-        let backend = backend(&device, options(16 * 1024));
+        let backend = searcher(&device, options(16 * 1024));
         // 248 neighbours of one atom, where 72 are guessed.
         let dense = system(vec![[0.0; 3]], cube(1.28), [true; 3]);
         let list = list(&dense);
@@ -360,7 +392,7 @@ mod on_the_host {
     fn a_batch_that_does_not_fit_is_done_in_parts_with_the_same_bits() {
         let (_, device) = host();
         let roomy = backend(&device, options(16 * 1024));
-        let systems = systems();
+        let systems = small_systems();
         let batch: Vec<&System> = systems.iter().collect();
         let expected = forces_of(&roomy, &batch);
         let edges: usize = systems.iter().map(|s| list(s).len()).sum();
@@ -421,8 +453,8 @@ mod on_the_host {
     #[test]
     fn an_evaluation_is_one_graph_and_nothing_waits_inside() {
         let (counting, device) = host();
-        let backend = backend(&device, options(2048));
-        let systems = systems();
+        let backend = backend(&device, options(256));
+        let systems = small_systems();
         let batch: Vec<&System> = systems.iter().collect();
         // As it is, then captured; an allocation, a download or waiting while capturing is an error of
         // the device.
