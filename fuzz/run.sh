@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Runs fuzz targets for a bounded time, each from its corpus: fuzz/run.sh [SECONDS [TARGET...]]
 #
+# FUZZ_SEED=N makes the inputs of two runs the same ones (0, the default: others every time).
+#
 # Needs neither a nightly compiler nor cargo-fuzz; with it, `cargo fuzz run --sanitizer none TARGET`
 # does the same. An input that fails is left in fuzz/artifacts/TARGET.
 set -euo pipefail
@@ -30,7 +32,7 @@ for target in "$@"; do
     found=$(mktemp -d)
     # New inputs go to the first directory; the kept corpus stays as it is.
     if ! "$CARGO_TARGET_DIR/debug/$target" "$found" "corpus/$target" \
-        -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=131072 \
+        -seed="${FUZZ_SEED:-0}" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=131072 \
         -artifact_prefix="artifacts/$target/" -print_final_stats=1 -verbosity=0 2>"$found.log"; then
         failed+=("$target")
         cat "$found.log" >&2

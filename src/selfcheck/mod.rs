@@ -351,13 +351,17 @@ fn crystal(task: &str, number: u8, a: f64, basis: &[[f64; 3]], n: usize) -> Syst
     system
 }
 
-/// Errors allowed to forces, relative to their size without cancellation, and to stress, ten times
-/// this relative to its size; and to the energy, eV per atom.
-fn model_limits(precision: Precision) -> (f64, f64) {
+/// Errors allowed to forces, relative to their size without cancellation; to stress, relative to its
+/// size; and to the energy, eV per atom.
+///
+/// For 10 bits of mantissa the limit of the forces is a little above the error of fairchem's TF32 mode,
+/// which is 2.6e-3 and 3.3e-3 for methanol and its cation with the demo model
+/// (docs/decisions/0053): a device that computes rightly must pass with any weights.
+fn model_limits(precision: Precision) -> (f64, f64, f64) {
     match precision {
-        Precision::F64 => (1e-9, 1e-10),
-        Precision::F32 => (1e-5, 1e-5),
-        Precision::Tf32 | Precision::F16 => (1e-3, 1e-3),
+        Precision::F64 => (1e-9, 1e-8, 1e-10),
+        Precision::F32 => (1e-5, 1e-4, 1e-5),
+        Precision::Tf32 | Precision::F16 => (4e-3, 1e-2, 1e-3),
     }
 }
 
@@ -419,7 +423,7 @@ pub fn model(
     let found = run(potential, &batch)?;
     let again = run(potential, &batch)?;
     let expected = expected(reference, systems)?;
-    let (force_limit, energy_limit) = model_limits(precision);
+    let (force_limit, stress_limit, energy_limit) = model_limits(precision);
     let mut rows = Vec::new();
     for (i, (name, system)) in systems.iter().enumerate() {
         let alone = run(potential, &batch[i..=i])?;
@@ -436,11 +440,7 @@ pub fn model(
         ];
         if let (Some(a), Some(b)) = (found[i].stress, right.stress) {
             let size = off(&flat(&b), &[0.0; 9]);
-            errors.push((
-                "stress",
-                off(&flat(&a), &flat(&b)) / size,
-                10.0 * force_limit,
-            ));
+            errors.push(("stress", off(&flat(&a), &flat(&b)) / size, stress_limit));
         }
         rows.push(Row {
             what: format!("{name}, {} atoms", system.len()),

@@ -147,11 +147,24 @@ pub(super) fn format(key: &str, value: &Value) -> String {
                 && !text.contains(char::is_control);
             match survives {
                 true => text.clone(),
-                false => format!("_JSON {}", serde_json::Value::from(text.as_str())),
+                false => format!("_JSON {}", json(text)),
             }
         }
     };
     format!("{}={}", quoted(key), quoted(&value))
+}
+
+/// The text as JSON without any control character: JSON itself lets U+007F to U+009F stand, which
+/// would break the line or be lost.
+fn json(text: &str) -> String {
+    let mut json = String::with_capacity(text.len() + 2);
+    for c in serde_json::Value::from(text).to_string().chars() {
+        match c.is_control() {
+            true => json.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => json.push(c),
+        }
+    }
+    json
 }
 
 /// The text in quotes where white space or special characters need them.
@@ -233,6 +246,7 @@ mod tests {
             text(""),
             text(" "),
             text("two\nlines\t"),
+            text("a\u{7f}b\u{85}c\u{9f}"),
             text("_JSON {\"a\": [1]}"),
         ] {
             for key in ["key", "a key", "k=\"x\""] {
@@ -242,7 +256,7 @@ mod tests {
                     ("z".to_owned(), Value::Int(1)),
                 ];
                 assert_eq!(parse(&line), expected, "{line}");
-                assert!(!line.contains('\n'));
+                assert!(!line.contains(char::is_control), "{line}");
             }
         }
     }

@@ -1,19 +1,21 @@
 """
 Label structures of small molecules with GFN2-xTB (tblite) and write them as shards of npz files.
 
-    python make_data.py DATA_DIR [--workers 2] [--scale 1.0] [--seed 0] [--split test] [--protons]
+    python make_data.py DATA_DIR [--workers 2] [--scale 1.0] [--seed 0] [--split test] [--only protons]
 
 The list of jobs depends on the seed and the scale alone; every job has its own random generator, so
 that a shard can be made again by itself and an interrupted run continues where it stopped. Each shard
 holds, concatenated over its frames: `numbers`, `positions` (Angstrom), `forces` (eV/Angstrom), and per
 frame `natoms`, `energy` (eV), `charge`, `spin` (2S+1), `molecule` (index into `names`), `kind`, `split`.
 `--split test` makes the frames of the held-out molecules alone, the same ones, for `evaluate.py`; use a
-folder of its own for each choice of options. `--protons` makes other jobs instead: protonated and
-deprotonated water, alone and in clusters, pulled apart and at 200 to 700 K, all for training.
+folder of its own for each choice of options. `--only` makes other jobs instead, all for training:
+`protons`, protonated and deprotonated water, alone and in clusters, pulled apart and at 200 to 700 K;
+`waters`, clusters of 2 to 12 waters for a picosecond at 200 to 500 K, and molecules pulled out of them.
 
 Kinds of jobs: `md` (Langevin dynamics at 200 to 1000 K from a random conformer), `rattle` (Gaussian
 displacements), `stretch` (one bond from 0.7 to 2.2 times its length), `pair` (two molecules), `water`
-(clusters of 2 to 10), `ion` and `radical` dynamics, `proton` (a proton between two waters).
+(clusters), `pull` (one molecule moved out of a cluster), `ion` and `radical` dynamics, `proton` (a proton
+between two waters).
 
 Needs: pip install tblite rdkit numpy
 """
@@ -203,6 +205,14 @@ def run_job(job):
             span = np.linalg.norm(y[o2] - y[o1])
             y[h] = y[o1] + line * rng.uniform(0.9, span - 0.9) + 0.06 * rng.normal(size=3)
             single(y)
+    elif kind == "pull":
+        # One water further out, or a little further in, than where the cluster holds it.
+        for x, _, _ in dynamics(xtb, descend(xtb, x, 25), job["temperature"], rng, job["steps"], job["every"], job["skip"]):
+            molecule = 3 * int(rng.integers(len(numbers) // 3)) + np.arange(3)
+            outward = x[molecule].mean(0) - x.mean(0) + 0.5 * rng.normal(size=3)
+            y = x.copy()
+            y[molecule] += rng.uniform(-0.3, 2.5) * outward / np.linalg.norm(outward)
+            frames.append((y, *xtb(y)))
     else:
         if kind in ("pair", "water", "ion"):
             x = descend(xtb, x, 12)
@@ -282,15 +292,27 @@ def jobs(scale: float, seed: int):
     return out
 
 
-def proton_jobs(scale: float, seed: int):
-    """Jobs for protons on and between water molecules, where the list of `jobs` is thin."""
-    rng = random.Random(f"protons {seed}")
+def more_jobs(name: str, scale: float, seed: int, temperatures):
+    """An empty list of training jobs with a seed of its own: (what adds to it, what shuffles and returns it)."""
+    rng = random.Random(f"{name} {seed}")
     out = []
 
-    def add(count, kind, smiles, charge, temperatures=(200, 300, 300, 450, 700)):
+    def add(count, kind, smiles, charge=0, steps=132, every=12, skip=12):
         for _ in range(max(1, round(count * scale))):
-            out.append(dict(kind=kind, smiles=smiles, charge=charge, spin=1, split="train", temperature=rng.choice(temperatures), steps=132, every=12, skip=12))  # fmt: skip
+            out.append(dict(kind=kind, smiles=smiles, charge=charge, spin=1, split="train", temperature=rng.choice(temperatures), steps=steps, every=every, skip=skip))  # fmt: skip
 
+    def finish(offset):
+        rng.shuffle(out)
+        for index, job in enumerate(out):
+            job["seed"] = (seed + offset) * 1_000_003 + index
+        return out
+
+    return add, finish
+
+
+def proton_jobs(scale: float, seed: int):
+    """Jobs for protons on and between water molecules, where the list of `jobs` is thin."""
+    add, finish = more_jobs("protons", scale, seed, (200, 300, 300, 450, 700))
     add(36, "stretch", "[OH3+]", 1)
     add(16, "ion", "[OH3+]", 1)
     add(60, "ion", "O.[OH3+]", 1)
@@ -302,10 +324,16 @@ def proton_jobs(scale: float, seed: int):
     add(16, "proton", "O.[OH-]", -1)
     add(16, "proton", "O.O", 0)
     add(16, "stretch", "O", 0)
-    rng.shuffle(out)
-    for index, job in enumerate(out):
-        job["seed"] = (seed + 7777) * 1_000_003 + index
-    return out
+    return finish(7777)
+
+
+def water_jobs(scale: float, seed: int):
+    """Jobs for clusters of water that stay together or come apart, where the list of `jobs` is thin."""
+    add, finish = more_jobs("waters", scale, seed, (200, 300, 300, 400, 500))
+    for count, times in ((2, 40), (3, 40), (4, 30), (6, 30), (8, 30), (10, 40), (12, 10)):
+        add(times, "water", ".".join(["O"] * count), steps=1000, every=45, skip=100)
+        add(times, "pull", ".".join(["O"] * count), steps=500, every=45, skip=50)
+    return finish(8888)
 
 
 def make_shard(args):
@@ -349,10 +377,10 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of jobs of every kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=["train", "test"], help="only the jobs of this split")
-    parser.add_argument("--protons", action="store_true", help="the jobs for protons and water instead")
+    parser.add_argument("--only", choices=["protons", "waters"], help="these jobs instead")
     args = parser.parse_args()
     args.directory.mkdir(parents=True, exist_ok=True)
-    made = proton_jobs if args.protons else jobs
+    made = {None: jobs, "protons": proton_jobs, "waters": water_jobs}[args.only]
     todo = [job for job in made(args.scale, args.seed) if args.split in (None, job["split"])]
     (args.directory / "jobs.json").write_text(json.dumps(todo))
     print(f"{len(todo)} jobs, checksum {zlib.crc32(json.dumps(todo).encode()):08x}", flush=True)
