@@ -11,7 +11,7 @@
 
 use super::real::Real;
 use super::run::{Run, SUMS, Tile};
-use super::vector::run as run_kernel;
+use super::vector::{by_groups, run as run_kernel};
 use crate::so3::Layout;
 use pulp::{Simd, WithSimd};
 
@@ -35,7 +35,7 @@ const ABOUT_X: [(usize, usize, f64); 4] =
     [(2, 3, -1.0), (4, 5, 1.0), (6, 7, -ROOT_3), (7, 8, -1.0)];
 /// See [`ABOUT_X`].
 const ABOUT_Z: [(usize, usize, f64); 4] =
-    [(1, 2, -1.0), (4, 7, -1.0), (5, 6, -ROOT_3), (5, 8, 1.0)];
+    [(1, 2, -1.0), (4, 7, -1.0), (5, 6, -ROOT_3), (5, 8, -1.0)];
 
 /// Whether these operations are for this layout.
 pub(super) fn fits(layout: &Layout) -> bool {
@@ -159,22 +159,10 @@ fn store<V: Copy>(rows: &[V; ROWS], y: &mut [V], groups: usize, g: usize) {
     }
 }
 
-/// Implements `WithSimd` for a kernel whose work is `work::<S, G>` with G groups of channels,
-/// known beforehand for the usual widths.
-macro_rules! by_groups {
+/// A kernel of this file: how to run it, and the number of vectors of a row.
+macro_rules! kernel {
     ($kernel:ident) => {
-        impl<T: Real> WithSimd for $kernel<'_, T> {
-            type Output = ();
-
-            #[inline(always)]
-            fn with_simd<S: Simd>(self, simd: S) {
-                match self.run.program.channels / T::lanes::<S>() {
-                    1 => self.work::<S, 1>(simd),
-                    8 => self.work::<S, 8>(simd),
-                    _ => self.work::<S, 0>(simd),
-                }
-            }
-        }
+        by_groups!($kernel, run.program.channels);
 
         impl<T: Real> $kernel<'_, T> {
             /// Runs with the widest vectors.
@@ -204,7 +192,7 @@ pub(super) struct Gather<'a, T> {
     pub y: &'a mut [T],
 }
 
-by_groups!(Gather);
+kernel!(Gather);
 
 impl<T: Real> Gather<'_, T> {
     #[inline(always)]
@@ -247,7 +235,7 @@ pub(super) struct GatherBackward<'a, T> {
     pub sums: &'a mut [T],
 }
 
-by_groups!(GatherBackward);
+kernel!(GatherBackward);
 
 impl<T: Real> GatherBackward<'_, T> {
     #[inline(always)]
@@ -303,7 +291,7 @@ pub(super) struct Scatter<'a, T> {
     pub y: &'a mut [T],
 }
 
-by_groups!(Scatter);
+kernel!(Scatter);
 
 impl<T: Real> Scatter<'_, T> {
     #[inline(always)]
@@ -346,7 +334,7 @@ pub(super) struct ScatterBackward<'a, T> {
     pub sums: &'a mut [T],
 }
 
-by_groups!(ScatterBackward);
+kernel!(ScatterBackward);
 
 impl<T: Real> ScatterBackward<'_, T> {
     #[inline(always)]
@@ -391,7 +379,7 @@ pub(super) struct ScatterRadial<'a, T> {
     pub y: &'a mut [T],
 }
 
-by_groups!(ScatterRadial);
+kernel!(ScatterRadial);
 
 impl<T: Real> ScatterRadial<'_, T> {
     #[inline(always)]
@@ -438,7 +426,7 @@ pub(super) struct ScatterRadialBackward<'a, T> {
     pub sums: &'a mut [T],
 }
 
-by_groups!(ScatterRadialBackward);
+kernel!(ScatterRadialBackward);
 
 impl<T: Real> ScatterRadialBackward<'_, T> {
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use super::real::Real;
 use super::run::{Frame, Run, Tile};
-use super::vector::run as run_kernel;
+use super::vector::{by_groups, run as run_kernel};
 use crate::nn::Buf;
 use pulp::{Simd, WithSimd};
 
@@ -112,25 +112,6 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Implements `WithSimd` for a kernel whose work is `work::<S, G>` with G groups of channels,
-/// known beforehand for the usual widths.
-macro_rules! by_groups {
-    ($kernel:ident) => {
-        impl<T: Real> WithSimd for $kernel<'_, T> {
-            type Output = ();
-
-            #[inline(always)]
-            fn with_simd<S: Simd>(self, simd: S) {
-                match self.rows.channels / T::lanes::<S>() {
-                    1 => self.work::<S, 1>(simd),
-                    8 => self.work::<S, 8>(simd),
-                    _ => self.work::<S, 0>(simd),
-                }
-            }
-        }
-    };
-}
-
 #[inline(always)]
 fn sigmoids_of<T: Real, S: Simd>(simd: S, gates: &[T::Vector<S>], out: &mut [T::Vector<S>]) {
     for g in 0..gates.len() {
@@ -145,7 +126,7 @@ struct Edges<'a, T> {
     y: &'a mut [T],
 }
 
-by_groups!(Edges);
+by_groups!(Edges, rows.channels);
 
 impl<T: Real> Edges<'_, T> {
     #[inline(always)]
@@ -171,7 +152,7 @@ struct EdgesBackward<'a, T> {
     x_bar: &'a mut [T],
 }
 
-by_groups!(EdgesBackward);
+by_groups!(EdgesBackward, rows.channels);
 
 impl<T: Real> EdgesBackward<'_, T> {
     #[inline(always)]
@@ -208,7 +189,7 @@ struct Atoms<'a, T> {
     y: &'a mut [T],
 }
 
-by_groups!(Atoms);
+by_groups!(Atoms, rows.channels);
 
 impl<T: Real> Atoms<'_, T> {
     #[inline(always)]
@@ -239,7 +220,7 @@ struct AtomsBackward<'a, T> {
     x_bar: &'a mut [T],
 }
 
-by_groups!(AtomsBackward);
+by_groups!(AtomsBackward, rows.channels);
 
 impl<T: Real> AtomsBackward<'_, T> {
     #[inline(always)]

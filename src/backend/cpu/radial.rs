@@ -4,7 +4,7 @@ use super::geometry::gaussian_basis;
 use super::matmul::{Start, matmul};
 use super::real::{Real, vectorised};
 use super::run::{Frame, Run, SUMS, Tile};
-use super::vector::run as run_kernel;
+use super::vector::{by_groups, run as run_kernel};
 use crate::nn::Buf;
 use crate::nn::op::RadialMlp;
 use pulp::{Simd, WithSimd};
@@ -75,18 +75,7 @@ impl<T: Real> NormSilu<'_, T> {
     }
 }
 
-impl<T: Real> WithSimd for NormSilu<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        match self.width / T::lanes::<S>() {
-            1 => self.work::<S, 1>(simd),
-            8 => self.work::<S, 8>(simd),
-            _ => self.work::<S, 0>(simd),
-        }
-    }
-}
+by_groups!(NormSilu, width);
 
 /// Turns the gradient of SiLU(LayerNorm(x)) into that of x, in place.
 struct NormSiluBackward<'a, T> {
@@ -144,18 +133,7 @@ impl<T: Real> NormSiluBackward<'_, T> {
     }
 }
 
-impl<T: Real> WithSimd for NormSiluBackward<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        match self.width / T::lanes::<S>() {
-            1 => self.work::<S, 1>(simd),
-            8 => self.work::<S, 8>(simd),
-            _ => self.work::<S, 0>(simd),
-        }
-    }
-}
+by_groups!(NormSiluBackward, width);
 
 /// See [`Op::Radial`](crate::nn::Op::Radial).
 pub(super) fn forward<T: Real>(

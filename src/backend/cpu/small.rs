@@ -2,7 +2,7 @@
 //!
 //! Narrow models multiply by matrices of 16 to 96 rows and columns. The `gemm` crate is made for larger
 //! ones: there its preparations take longer than the arithmetic. Here a block of a few rows and up to
-//! four vectors of columns stays in registers for the whole product; its first value may be a bias.
+//! four vectors of columns stays in registers for the whole product; a bias is added to it there.
 
 use super::matmul::{PANEL, Start};
 use super::real::Real;
@@ -88,16 +88,30 @@ impl<T: Real> Product<'_, T> {
         (panel, width, first, column): Columns<T::Vector<S>>,
     ) {
         let k = self.k;
-        let a: [&[T]; M] = std::array::from_fn(|m| &self.a[(row + m) * self.a_stride..][..k]);
+        let mut a: [&[T]; M] = [&[]; M];
+        for m in 0..M {
+            a[m] = &self.a[(row + m) * self.a_stride..][..k];
+        }
         let zero = T::splat(simd, T::ZERO);
         let mut sums = [[zero; N]; M];
+        for i in 0..k {
+            let b = &panel[i * width + first..][..N];
+            for m in 0..M {
+                let a = T::splat(simd, a[m][i]);
+                for n in 0..N {
+                    sums[m][n] = T::fused(simd, a, b[n], sums[m][n]);
+                }
+            }
+        }
+        // Last, as in the `gemm` crate: from the start, many small products would be rounded at the size
+        // of what they are added to.
         match self.start {
             Start::Zero => {}
             Start::Bias(bias) => {
                 let bias = &T::vectors::<S>(&bias[column..])[..N];
                 for m in 0..M {
                     for n in 0..N {
-                        sums[m][n] = bias[n];
+                        sums[m][n] = T::plus(simd, sums[m][n], bias[n]);
                     }
                 }
             }
@@ -106,17 +120,8 @@ impl<T: Real> Product<'_, T> {
                     let c = &self.c[(row + m) * self.c_stride + column..];
                     let c = &T::vectors::<S>(c)[..N];
                     for n in 0..N {
-                        sums[m][n] = c[n];
+                        sums[m][n] = T::plus(simd, sums[m][n], c[n]);
                     }
-                }
-            }
-        }
-        for i in 0..k {
-            let b = &panel[i * width + first..][..N];
-            for m in 0..M {
-                let a = T::splat(simd, a[m][i]);
-                for n in 0..N {
-                    sums[m][n] = T::fused(simd, a, b[n], sums[m][n]);
                 }
             }
         }

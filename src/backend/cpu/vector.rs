@@ -168,3 +168,28 @@ pub fn run<K: WithSimd>(width: usize, kernel: K) -> K::Output {
         Scalar.vectorize(kernel)
     }
 }
+
+/// Implements `WithSimd` for a kernel whose work on rows of G vectors is `work::<S, G>`; G = 0 stands
+/// for any number of them. In single precision the usual widths are known beforehand, so that loops over
+/// the vectors of a row unroll. (In double precision they are not: it is there for comparison, and every
+/// one more takes seconds to compile.)
+macro_rules! by_groups {
+    ($kernel:ident, $($width:ident).+) => {
+        impl<T: Real> WithSimd for $kernel<'_, T> {
+            type Output = ();
+
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, simd: S) {
+                if const { size_of::<T>() == 4 && size_of::<T::Vector<S>>() > 4 } {
+                    match self.$($width).+ / T::lanes::<S>() {
+                        1 => return self.work::<S, 1>(simd),
+                        8 => return self.work::<S, 8>(simd),
+                        _ => {}
+                    }
+                }
+                self.work::<S, 0>(simd);
+            }
+        }
+    };
+}
+pub(super) use by_groups;
