@@ -23,8 +23,8 @@ use umaserve::engine::{
 use umaserve::recording::Recording;
 use umaserve::resume::{ComputedBy, StateDirectory};
 use umaserve::session::{
-    AtomPool, Frame, Goodbye, Owner, Payload, RawParameters, Session, SessionSettings,
-    SessionState, Start,
+    Frame, Goodbye, Owner, Owners, Payload, RawParameters, Session, SessionSettings, SessionState,
+    Start,
 };
 use umaserve::system::System;
 use umaserve::worker::thread_body;
@@ -58,7 +58,7 @@ impl Running {
         settings: SessionSettings,
         recorder: impl RecordSink + Send + 'static,
         store: impl StateStore + Send + 'static,
-        restored: Vec<(Session, String)>,
+        restored: Vec<(Session, Arc<Owner>)>,
     ) -> Running {
         let (engine, heard) = events();
         let body = thread_body(Arc::new(LennardJones::default()), MAX_EDGES);
@@ -405,7 +405,8 @@ fn computed_by() -> ComputedBy {
 fn restore(
     directory: &StateDirectory,
     settings: &SessionSettings,
-) -> Vec<((Session, String), Option<PathBuf>)> {
+    owners: &Owners,
+) -> Vec<((Session, Arc<Owner>), Option<PathBuf>)> {
     let (found, refused) = directory.read().unwrap();
     assert_eq!(refused, []);
     let settings = Arc::new(settings.clone());
@@ -414,13 +415,17 @@ fn restore(
         .map(|saved| {
             assert_eq!(saved.computed_by, computed_by());
             let session = Session::restore(&saved.state, settings.clone(), Instant::now()).unwrap();
-            ((session, saved.owner), saved.recording)
+            ((session, owners.named(&saved.owner)), saved.recording)
         })
         .collect()
 }
 
 /// An engine that records into `place` and keeps states there, going on with what it finds.
 fn recording_server(place: &Path, interval: Duration) -> Running {
+    recording_server_for(place, interval, &Owners::new(1000, 1000))
+}
+
+fn recording_server_for(place: &Path, interval: Duration, owners: &Owners) -> Running {
     use umaserve::trajectory::{Provenance, Recorder, RecorderSettings, repair_directory};
     let settings = session_settings(true);
     let directory = StateDirectory::open(place).unwrap();
@@ -432,7 +437,8 @@ fn recording_server(place: &Path, interval: Duration) -> Running {
     })
     .unwrap();
     let mut recording = Recording::new(recorder, Provenance::default());
-    let (sessions, files): (Vec<_>, Vec<_>) = restore(&directory, &settings).into_iter().unzip();
+    let (sessions, files): (Vec<_>, Vec<_>) =
+        restore(&directory, &settings, owners).into_iter().unzip();
     let ids = sessions.iter().map(|(session, _)| session.id());
     let files: Vec<_> = ids
         .zip(files)
@@ -548,18 +554,15 @@ fn drained_simulations_go_on_bit_for_bit_in_the_same_file() {
 fn a_session_belongs_to_its_token_also_after_a_restart() {
     let place = tempfile::tempdir().unwrap();
     let interval = Duration::from_millis(5);
-    let pool = Arc::new(AtomPool::new("the sessions of this token", 9));
+    let owners = Owners::new(20, 9);
+    let held_by = |name: &str| owners.named(name).atoms[0].used();
     let come = |server: &Running, id, name: &str, key: &str| {
-        let owner = Owner {
-            name: name.to_owned(),
-            atoms: vec![pool.clone()],
-        };
-        let mut viewer = Viewer::with_owner(&server.engine, id, 64, owner);
+        let mut viewer = Viewer::with_owner(&server.engine, id, 64, owners.named(name));
         viewer.attach(key);
         let state = viewer.hear_state();
         (viewer, state)
     };
-    let server = recording_server(place.path(), interval);
+    let server = recording_server_for(place.path(), interval, &owners);
     let (mut ada, state) = come(&server, 1, "ada", "");
     let key = state.key.digits();
     ada.upload(&cluster(5, 0));
@@ -570,10 +573,11 @@ fn a_session_belongs_to_its_token_also_after_a_restart() {
     bob.disconnect();
     assert_eq!(server.end(Event::Drain), Ending::Drained);
     drop(ada);
-    assert_eq!(pool.used(), 0);
+    assert_eq!(held_by("ada"), 0);
 
     for round in 0..2 {
-        let server = recording_server(place.path(), interval);
+        let server = recording_server_for(place.path(), interval, &owners);
+        assert_eq!(held_by("ada"), 5, "counted before its viewer is back");
         let id = 10 * (round + 1);
         let (bob, state) = come(&server, id, "bob", &key);
         assert!(!state.resumed && state.system.is_empty(), "round {round}");
@@ -581,15 +585,15 @@ fn a_session_belongs_to_its_token_also_after_a_restart() {
         if round == 1 {
             let (_ada, state) = come(&server, id + 1, "ada", &key);
             assert!(state.resumed && state.system.len() == 5);
-            // And counts for its owner again.
-            wait_until("its atoms to be counted", || pool.used() == 5);
+            assert_eq!(held_by("ada"), 5);
         }
         assert_eq!(server.end(Event::Drain), Ending::Drained);
     }
     // Where no tokens are asked for any more, its secret number is enough.
-    let server = recording_server(place.path(), interval);
+    let server = recording_server_for(place.path(), interval, &owners);
     let (_, state) = come(&server, 30, "", &key);
     assert!(state.resumed);
+    assert_eq!((held_by("ada"), held_by("")), (0, 5));
 }
 
 /// A recording that is ahead of the state, as after a kill: a copy of an old state is put back.

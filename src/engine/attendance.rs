@@ -33,19 +33,17 @@ impl Seat {
 }
 
 impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
-    /// Takes over restored sessions and the names of their owners; the viewers are not there yet.
-    pub fn adopt(&mut self, sessions: Vec<(Session, String)>) {
+    /// Takes over restored sessions, whose atoms count as those of their owners; the viewers are
+    /// not there yet.
+    pub fn adopt(&mut self, sessions: Vec<(Session, Arc<Owner>)>) {
         let now = Instant::now();
-        for (session, owner) in sessions {
+        for (mut session, owner) in sessions {
+            session.draw_from(owner.allowance());
             let id = session.id();
             if let Some(key) = session.key() {
                 self.keys.insert(key, id);
             }
-            let owner = Owner {
-                name: owner,
-                ..Owner::default()
-            };
-            let seat = Seat::new(session, Arc::new(owner), now);
+            let seat = Seat::new(session, owner, now);
             self.sessions.insert(id, seat);
             self.touched.insert(id);
         }
@@ -172,7 +170,7 @@ impl<W: Workers, R: RecordSink, S: StateStore> Engine<W, R, S> {
         };
         seat.viewer = Some(connection);
         if let Some(owner) = owner.filter(|owner| !Arc::ptr_eq(owner, &seat.owner)) {
-            // Of a restored session: from now on its atoms are counted.
+            // Of a session that nobody in particular had: from now on its atoms are this owner's.
             seat.session.draw_from(owner.allowance());
             seat.owner = owner;
         }

@@ -254,7 +254,7 @@ struct Seat {
     wake_at: Option<Instant>,
     /// When the job that is out became ready.
     job_since: Option<Instant>,
-    /// Whose it is. The owner of a restored session draws no atoms until it comes back.
+    /// Whose it is.
     owner: Arc<Owner>,
     /// Name of the file that is being recorded.
     recording: Option<String>,

@@ -26,7 +26,7 @@ use crate::server::{
     EngineSender, FromViewer, Health, HealthStatus, Phase, RankStatus, Recordings, RunningServer,
     ServerSettings, StopReason,
 };
-use crate::session::{Session, SessionSettings};
+use crate::session::{Owner, Session, SessionSettings};
 use crate::trajectory::{Provenance, Recorder, RecorderSettings};
 #[cfg(feature = "hdf5")]
 use crate::trajectory::{Shelf, ShelfEntry};
@@ -39,7 +39,7 @@ pub(super) struct Front {
     recorder: Option<Recording>,
     store: Box<dyn StateStore>,
     /// Sessions of an earlier process.
-    restored: Vec<(Session, String)>,
+    restored: Vec<(Session, Arc<Owner>)>,
     session: Arc<SessionSettings>,
     model: String,
     health: Arc<Health>,
@@ -141,10 +141,17 @@ impl Front {
         };
         let health = Arc::new(Health::new(status).with_metrics(metrics));
         let cpus = config.model.threads;
+        let owners = Arc::new(config.door.limits.owners());
+        let restored: Vec<_> = restored
+            .sessions
+            .into_iter()
+            .map(|(session, owner)| (session, owners.named(&owner)))
+            .collect();
         let settings = ServerSettings {
             session: session.clone(),
             access: door.access.clone(),
             limits: config.door.limits.clone(),
+            owners: Some(owners.clone()),
             path_prefix: door.connection.path_prefix.clone(),
             tls: door.tls.is_some(),
             threads: match workers {
@@ -156,7 +163,6 @@ impl Front {
             idle_timeout: config.door.idle_timeout,
             max_message_bytes: config.max_message_bytes,
             last_session: restored
-                .sessions
                 .iter()
                 .map(|(session, _)| session.id().0)
                 .max()
@@ -205,7 +211,7 @@ impl Front {
             heard,
             recorder,
             store,
-            restored: restored.sessions,
+            restored,
             session,
             model,
             health,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::session::{AtomPool, Owner, Ticket};
+use crate::session::{Owner, Owners, Ticket};
 
 /// Bounds for all sessions of a token and for all sessions of the server.
 #[derive(Clone, Debug)]
@@ -40,6 +40,13 @@ impl Default for Limits {
             max_total_message_rate: 200_000.0,
             max_request_rate: 100.0,
         }
+    }
+}
+
+impl Limits {
+    /// Those who may have sessions, within these limits.
+    pub fn owners(&self) -> Owners {
+        Owners::new(self.max_total_atoms, self.max_atoms_per_token)
     }
 }
 
@@ -95,13 +102,9 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(name: &str, limits: &Limits, all_atoms: Arc<AtomPool>) -> Self {
-        let atoms = AtomPool::new("the sessions of this token", limits.max_atoms_per_token);
+    pub(super) fn new(owner: Arc<Owner>, limits: &Limits) -> Self {
         Account {
-            owner: Arc::new(Owner {
-                name: name.to_owned(),
-                atoms: vec![Arc::new(atoms), all_atoms],
-            }),
+            owner,
             limit: limits.max_sessions_per_token,
             places: Arc::new(Semaphore::new(limits.max_sessions_per_token)),
             requests: Rate::new(limits.max_request_rate),
@@ -112,8 +115,7 @@ impl Account {
     #[cfg(test)]
     pub(super) fn unlimited(name: &str) -> Self {
         let limits = Limits::default();
-        let atoms = AtomPool::new("all sessions", limits.max_total_atoms);
-        Account::new(name, &limits, Arc::new(atoms))
+        Account::new(limits.owners().named(name), &limits)
     }
 
     /// Counts an HTTP request; an error is how long to stay away.
@@ -202,8 +204,8 @@ mod tests {
             max_sessions_per_token: 2,
             ..Limits::default()
         };
-        let atoms = Arc::new(AtomPool::new("all sessions", 100));
-        let [a, b] = ["a", "b"].map(|name| Account::new(name, &limits, atoms.clone()));
+        let owners = limits.owners();
+        let [a, b] = ["a", "b"].map(|name| Account::new(owners.named(name), &limits));
         let places = Places::new(3);
         let first = places.take(&a).unwrap();
         let _second = places.take(&a).unwrap();

@@ -44,7 +44,7 @@ use listen::{Door, Held};
 
 use crate::comm::SessionId;
 use crate::metrics::Metrics;
-use crate::session::{AtomPool, ClientMessage, Owner, ServerMessage, SessionSettings, Ticket};
+use crate::session::{ClientMessage, Owner, Owners, ServerMessage, SessionSettings, Ticket};
 
 /// How long sockets and requests may take to say goodbye when the server stops.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -109,6 +109,8 @@ pub struct ServerSettings {
     pub access: AccessSettings,
     /// Bounds per token and in all.
     pub limits: Limits,
+    /// Who has sessions already; none: nobody.
+    pub owners: Option<Arc<Owners>>,
     /// What stands in front of every path, such as `/node/n7/8000`; empty for nothing.
     pub path_prefix: String,
     /// Whether connections are encrypted.
@@ -144,6 +146,7 @@ impl Default for ServerSettings {
             session: Arc::default(),
             access: AccessSettings::default(),
             limits: Limits::default(),
+            owners: None,
             path_prefix: String::new(),
             tls: false,
             threads: 2,
@@ -192,8 +195,9 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (alive, mut all_gone) = mpsc::channel(1);
     let limits = &settings.limits;
-    let atoms = Arc::new(AtomPool::new("all sessions", limits.max_total_atoms));
-    let account = |name: &str| Account::new(name, limits, Arc::clone(&atoms));
+    let owners = settings.owners.clone();
+    let owners = owners.unwrap_or_else(|| Arc::new(limits.owners()));
+    let account = |name: &str| Account::new(owners.named(name), limits);
     let shared = Arc::new(Shared {
         to_engine,
         metrics: health.metrics(),

@@ -21,11 +21,11 @@ mod save;
 mod settings;
 mod simulation;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use allowance::{Allowance, AtomPool, Owner};
+pub use allowance::{Allowance, AtomPool, Owner, Owners};
 pub use key::SessionKey;
 pub use message::{
     ClientMessage, Content, Delta, Edit, Frame, Goodbye, Notice, Payload, RawParameters,
@@ -143,11 +143,10 @@ impl Session {
         Session { allowance, ..self }
     }
 
-    /// Draws the atoms that it has from an allowance from now on. A session that was restored is
-    /// not refused for want of room: then its atoms are not counted until they change.
+    /// Draws the atoms that it has from an allowance from now on. A session that is there already
+    /// is not refused for want of room; others are, until there is some again.
     pub fn draw_from(&mut self, mut allowance: Allowance) {
-        // Nothing is held where there is no room.
-        let _ = allowance.resize(self.structure.state.system.len());
+        allowance.hold_anyway(self.structure.state.system.len());
         self.allowance = allowance;
     }
 
@@ -339,18 +338,11 @@ impl Session {
             self.halt();
             self.notice("STRUCTURE_CHANGED", true, Some(count));
         }
-        let known = self.settings.untrained(&self.structure.state.system);
+        let other_elements = full || edit.task.is_some() || !edit.atomic_numbers.indices.is_empty();
+        let known = other_elements.then(|| self.settings.untrained(&self.structure.state.system));
         self.structure.apply(&edit, &self.settings);
-        let untrained = self.settings.untrained(&self.structure.state.system);
-        if !untrained.is_subset(&known) {
-            let task = &self.structure.state.system.task;
-            let symbols: Vec<&str> = untrained.iter().copied().filter_map(symbol).collect();
-            let text = format!(
-                "UNTRAINED_ELEMENTS: the task {task} of this model was not trained on {}; energies \
-                 and forces mean nothing there",
-                symbols.join(", ")
-            );
-            self.notice(text, false, Some(count));
+        if let Some(known) = known {
+            self.warn_of_untrained(&known, count);
         }
         if full {
             self.sim_step = 0;
@@ -360,6 +352,23 @@ impl Session {
         } else {
             self.notice("IDLE_WAITING_FOR_GEOMETRY", false, Some(count));
         }
+    }
+
+    /// Tells the viewer of elements that mean nothing to the task, if some are new.
+    fn warn_of_untrained(&mut self, known: &BTreeSet<u8>, count: u64) {
+        let system = &self.structure.state.system;
+        let untrained = self.settings.untrained(system);
+        if untrained.is_subset(known) {
+            return;
+        }
+        let task = &system.task;
+        let symbols: Vec<&str> = untrained.iter().copied().filter_map(symbol).collect();
+        let text = format!(
+            "UNTRAINED_ELEMENTS: the task {task} of this model was not trained on {}; energies and \
+             forces mean nothing there",
+            symbols.join(", ")
+        );
+        self.notice(text, false, Some(count));
     }
 
     fn start(&mut self, start: &Start) {

@@ -59,14 +59,13 @@ impl Viewer {
     }
 
     pub fn with_queue(engine: &EngineHandle, id: u64, queue: usize) -> Viewer {
-        Viewer::with_owner(engine, id, queue, Owner::default())
+        Viewer::with_owner(engine, id, queue, Arc::default())
     }
 
     /// One who has come with the token of this owner.
-    pub fn with_owner(engine: &EngineHandle, id: u64, queue: usize, owner: Owner) -> Viewer {
+    pub fn with_owner(engine: &EngineHandle, id: u64, queue: usize, owner: Arc<Owner>) -> Viewer {
         let id = SessionId(id);
         let (to_viewer, messages) = channel(queue);
-        let owner = Arc::new(owner);
         engine.tell(Event::Connected {
             id,
             to_viewer,
