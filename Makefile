@@ -42,7 +42,7 @@ export OMPI_MCA_mpi_yield_when_idle := 0
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export PRTE_MCA_hwloc_default_binding_policy := none
 
-SERVE = target/release/umaserve serve --bind $(BIND) \
+SERVE = $(or $(CARGO_TARGET_DIR),target)/release/umaserve serve --bind $(BIND) \
 	$(if $(MODEL),--model '$(MODEL)') $(if $(RECORD),--record '$(RECORD)') $(ARGS)
 
 help: ## This list

@@ -9,6 +9,9 @@ mod host;
 #[path = "build/nvcc.rs"]
 mod nvcc;
 
+#[path = "build/queue.rs"]
+mod queue;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/session.proto");
     // The page (`make page`) is embedded if it has been built. Without it the directory of its sources

@@ -267,10 +267,10 @@ fn full_size(config: &UmaConfig) -> UmaConfig {
 /// Energy, forces and virial of a batch.
 enum Network {
     /// With a checkpoint: what a worker calls.
-    Model(UmaPotential),
+    Model(Box<UmaPotential>),
     /// Random weights: the backend alone.
     Random {
-        backend: CudaBackend,
+        backend: Box<CudaBackend>,
         channels: usize,
         experts: usize,
         known: HashMap<String, Arc<Conditioning>>,
@@ -282,7 +282,7 @@ impl Network {
         match self {
             Network::Model(potential) => {
                 let batch: Vec<&System> = systems.iter().collect();
-                let answers = evaluate(potential, &batch, usize::MAX >> 8);
+                let answers = evaluate(&**potential, &batch, usize::MAX >> 8);
                 answers.into_iter().try_fold(0.0, |sum, answer| {
                     answer
                         .map(|a| sum + a.energy)
@@ -355,14 +355,11 @@ fn peak(info: &DeviceInfo, precision: Precision) -> f64 {
     let per_cycle = match (precision, info.capability.0, info.capability.1) {
         (Precision::F32 | Precision::F64, 8, 0) => 128.0,
         (Precision::F32 | Precision::F64, ..) => 256.0,
-        (Precision::Tf32, 8, 0) => 1024.0,
-        (Precision::Tf32, 8, _) => 256.0,
-        (Precision::Tf32, 9, _) => 2048.0,
-        (Precision::Tf32, ..) => 4096.0,
-        (Precision::F16, 8, 0) => 2048.0,
-        (Precision::F16, 8, _) => 512.0,
-        (Precision::F16, 9, _) => 4096.0,
-        (Precision::F16, ..) => 8192.0,
+        // Both multiply edge values in fp16.
+        (Precision::Tf32 | Precision::F16, 8, 0) => 2048.0,
+        (Precision::Tf32 | Precision::F16, 8, _) => 512.0,
+        (Precision::Tf32 | Precision::F16, 9, _) => 4096.0,
+        (Precision::Tf32 | Precision::F16, ..) => 8192.0,
     };
     per_cycle * f64::from(info.multiprocessors) * f64::from(info.clock_khz) * 1e3
 }
@@ -484,7 +481,7 @@ fn open(arguments: &Arguments, precision: Precision) -> (Arc<dyn Device>, Networ
             memory_bytes,
         };
         let potential = UmaPotential::on_cuda(checkpoint, options, device.clone()).unwrap();
-        return (device, Network::Model(potential), program);
+        return (device, Network::Model(Box::new(potential)), program);
     }
     let config = full_size(&checkpoint.config);
     let program = network::program(&config);
@@ -492,14 +489,14 @@ fn open(arguments: &Arguments, precision: Precision) -> (Arc<dyn Device>, Networ
     let weights = Arc::new(RandomWeights::of(&program, config.num_experts, tasks));
     let free = device.memory().unwrap().free;
     let mut options = cuda::Options::new(of_backend(precision), free);
-    options.memory_bytes = options.memory_bytes.min(memory_bytes);
+    options = options.limited_to(memory_bytes);
     if let Some(edges) = arguments.chunk_edges {
         options.chunk_edges = edges;
     }
     let program = Arc::new(program);
-    let backend = CudaBackend::new(program.clone(), weights, device.clone(), options).unwrap();
+    let backend = CudaBackend::new(program.clone(), weights, device.clone(), options);
     let network = Network::Random {
-        backend,
+        backend: Box::new(backend.unwrap()),
         channels: config.sphere_channels,
         experts: config.num_experts,
         known: HashMap::new(),
@@ -538,7 +535,7 @@ fn nve(arguments: &Arguments, precision: Precision, steps: usize) {
         velocities,
         ..State::default()
     };
-    let force = |state: &State| evaluate(&potential, &[&state.system], usize::MAX >> 8).remove(0);
+    let force = |state: &State| evaluate(&*potential, &[&state.system], usize::MAX >> 8).remove(0);
     state.evaluation = Some(force(&state).unwrap());
     let atoms = state.system.len() as f64;
     let total = |state: &State| {

@@ -4,13 +4,12 @@
 //! Objects are kept in `target/host-kernels` under a hash of everything they depend on, as the images
 //! for devices are.
 
-use super::nvcc;
+use super::{nvcc, queue};
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 /// Compiles a static library and links it.
 pub fn compile() -> Result<(), Box<dyn Error>> {
@@ -81,27 +80,9 @@ fn objects(sources: &[PathBuf], kept: &Path) -> Result<Vec<PathBuf>, Box<dyn Err
     }
     std::fs::create_dir_all(kept)?;
     let missing = wanted.iter().filter(|(_, object)| !object.is_file());
-    let waiting = Mutex::new(missing.collect::<Vec<_>>().into_iter());
-    let errors = Mutex::new(Vec::new());
-    let threads: usize = std::env::var("NUM_JOBS")?.parse()?;
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let next = waiting.lock().expect("no panics").next();
-                    let Some((source, object)) = next else { break };
-                    if let Err(error) = compile_one(source, object) {
-                        let error = format!("{}: {error}", source.display());
-                        errors.lock().expect("no panics").push(error);
-                    }
-                }
-            });
-        }
-    });
-    let errors = errors.into_inner()?;
-    if !errors.is_empty() {
-        return Err(errors.join("\n").into());
-    }
+    queue::run(missing, |(source, object)| {
+        compile_one(source, object).map_err(|error| format!("{}: {error}", source.display()))
+    })?;
     let objects: Vec<PathBuf> = wanted.into_iter().map(|(_, object)| object).collect();
     nvcc::forget_old(kept, &objects.iter().cloned().collect::<BTreeSet<_>>());
     Ok(objects)

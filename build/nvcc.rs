@@ -4,13 +4,13 @@
 //! Compiled kernels are kept in `target/kernels` under a hash of everything they depend on, so that
 //! they are compiled once for all profiles and features, and again only where a source changed.
 
+use super::queue;
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 
 /// What is compiled: name of the image, and what nvcc is told. PTX of the oldest is there for
 /// devices newer than all of these; the driver compiles it when it is loaded.
@@ -86,7 +86,10 @@ pub fn compile() -> Result<(), Box<dyn Error>> {
             });
         }
     }
-    run(&nvcc, &jobs)?;
+    let missing = jobs
+        .iter()
+        .filter(|job| !job.image.is_file() || !job.report().is_file());
+    queue::run(missing, |job| compile_one(&nvcc, job))?;
     let mut code = format!(
         "pub const NVCC: Option<&str> = Some({version:?});\n\
          pub static IMAGES: &[(&str, &str, &[u8])] = &[\n"
@@ -201,34 +204,6 @@ pub fn dependencies(source: &Path) -> std::io::Result<BTreeSet<PathBuf>> {
         }
     }
     Ok(found)
-}
-
-/// Does the jobs whose image is not there, as many at a time as cargo allows.
-fn run(nvcc: &Path, jobs: &[Job]) -> Result<(), Box<dyn Error>> {
-    let missing = jobs
-        .iter()
-        .filter(|job| !job.image.is_file() || !job.report().is_file());
-    let waiting = Mutex::new(missing.collect::<Vec<_>>().into_iter());
-    let errors = Mutex::new(Vec::new());
-    let threads: usize = std::env::var("NUM_JOBS")?.parse()?;
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let next = waiting.lock().expect("no panics").next();
-                    let Some(job) = next else { break };
-                    if let Err(error) = compile_one(nvcc, job) {
-                        errors.lock().expect("no panics").push(error);
-                    }
-                }
-            });
-        }
-    });
-    let errors = errors.into_inner()?;
-    match errors.is_empty() {
-        true => Ok(()),
-        false => Err(errors.join("\n").into()),
-    }
 }
 
 fn compile_one(nvcc: &Path, job: &Job) -> Result<(), String> {

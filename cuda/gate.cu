@@ -1,6 +1,6 @@
 // Gated activation: rows of degree 0 through SiLU, rows of degree l times the sigmoid of gate l - 1.
 //
-//   gate_edges            x[edges][lmax H | R H] -> out[edges][R H], Stored = f32 or f16
+//   gate_edges            x[edges][lmax H | R H] -> out[edges][R H]; x is a Value, out an Operand
 //   gate_edges_backward   x_bar = out_bar sigmoid(g), g_bar = sigmoid (1 - sigmoid) sum over the rows
 //                         of the degree of out_bar x, degree 0: x_bar = out_bar silu'(x)
 //   gate_atoms(_backward) the same with all atom rows x[N][S][H] and gates[N][lmax H], f32
@@ -45,9 +45,9 @@ __device__ __forceinline__ GateLoop gate_loop(uint32_t channels) {
 constexpr int GATE_ROWS = 5;
 
 // gates and rows of one item at one channel; strides are between rows.
-template <bool EDGES, int V, class Stored>
-__device__ __forceinline__ void gate(const Stored* gates, const Stored* x, Stored* out,
-                                     uint32_t channels, int lmax, int mmax, bool round) {
+template <bool EDGES, int V, class Value, class Operand>
+__device__ __forceinline__ void gate(const Value* gates, const Value* x, Operand* out,
+                                     uint32_t channels, int lmax, int mmax) {
     for (int l = 0; l <= lmax; l++) {
         float s[V] = {};
         if (l > 0) {
@@ -74,30 +74,29 @@ __device__ __forceinline__ void gate(const Stored* gates, const Stored* x, Store
                     for (int v = 0; v < V; v++) {
                         values[i][v] = l == 0 ? silu(values[i][v]) : values[i][v] * s[v];
                     }
-                    store_operand(out + at[i], values[i], round);
+                    store(out + at[i], values[i]);
                 }
             }
         }
     }
 }
 
-template <int V, class Stored>
-__device__ __forceinline__ void add_or_write(Stored* at, float (&value)[V], bool accumulate,
-                                             bool round) {
+template <int V, class Operand>
+__device__ __forceinline__ void add_or_write(Operand* at, float (&value)[V], bool accumulate) {
     if (accumulate) {
         float before[V];
         load_written(at, before);
 #pragma unroll
         for (int v = 0; v < V; v++) value[v] += before[v];
     }
-    store_operand(at, value, round);
+    store(at, value);
 }
 
-template <bool EDGES, int V, class Stored>
-__device__ __forceinline__ void gate_backward(const Stored* gates, const Stored* x,
-                                              const Stored* out_bar, Stored* gates_bar,
-                                              Stored* x_bar, uint32_t channels, int lmax, int mmax,
-                                              bool accumulate, bool round) {
+template <bool EDGES, int V, class Value, class Operand>
+__device__ __forceinline__ void gate_backward(const Value* gates, const Value* x,
+                                              const Value* out_bar, Operand* gates_bar,
+                                              Operand* x_bar, uint32_t channels, int lmax, int mmax,
+                                              bool accumulate) {
     for (int l = 0; l <= lmax; l++) {
         float s[V] = {}, s_bar[V] = {};
         if (l > 0) {
@@ -131,14 +130,14 @@ __device__ __forceinline__ void gate_backward(const Stored* gates, const Stored*
                             s_bar[v] = fmaf(bar, values[i][v], s_bar[v]);
                         }
                     }
-                    add_or_write(x_bar + at[i], bars[i], accumulate, round);
+                    add_or_write(x_bar + at[i], bars[i], accumulate);
                 }
             }
         }
         if (l > 0) {
 #pragma unroll
             for (int v = 0; v < V; v++) s_bar[v] *= s[v] * (1.0f - s[v]);
-            add_or_write(gates_bar + (l - 1) * channels, s_bar, accumulate, round);
+            add_or_write(gates_bar + (l - 1) * channels, s_bar, accumulate);
         }
     }
 }
@@ -150,23 +149,22 @@ __device__ __forceinline__ uint32_t edge_rows(uint32_t lmax, uint32_t mmax) {
     return rows;
 }
 
-template <int V, class Stored>
+template <int V, class Value, class Operand>
 __device__ __forceinline__ void gate_edges(const GateEdgesParams& p) {
     const Chunk chunk = *p.chunk;
     const GateLoop loop = gate_loop<V>(p.channels);
     if (loop.item >= chunk.edge_end - chunk.edge_begin) return;
     const uint32_t gates = p.lmax * p.channels;
     const uint32_t width = edge_rows(p.lmax, p.mmax) * p.channels;
-    const Stored* const x = static_cast<const Stored*>(p.x) + uint64_t(loop.item) * (gates + width);
-    Stored* const out = static_cast<Stored*>(p.out) + uint64_t(loop.item) * width;
+    const Value* const x = static_cast<const Value*>(p.x) + uint64_t(loop.item) * (gates + width);
+    Operand* const out = static_cast<Operand*>(p.out) + uint64_t(loop.item) * width;
     for (uint32_t group = loop.group; group < loop.groups; group += blockDim.x) {
         const uint32_t c = group * V;
-        gate<true, V>(x + c, x + gates + c, out + c, p.channels, p.lmax, p.mmax,
-                      p.round_tf32 != 0);
+        gate<true, V>(x + c, x + gates + c, out + c, p.channels, p.lmax, p.mmax);
     }
 }
 
-template <int V, class Stored>
+template <int V, class Value, class Operand>
 __device__ __forceinline__ void gate_edges_backward(const GateEdgesBackwardParams& p) {
     const Chunk chunk = *p.chunk;
     const GateLoop loop = gate_loop<V>(p.channels);
@@ -174,32 +172,28 @@ __device__ __forceinline__ void gate_edges_backward(const GateEdgesBackwardParam
     const uint32_t gates = p.lmax * p.channels;
     const uint32_t width = edge_rows(p.lmax, p.mmax) * p.channels;
     const uint64_t at = uint64_t(loop.item) * (gates + width);
-    const Stored* const x = static_cast<const Stored*>(p.x) + at;
-    Stored* const x_bar = static_cast<Stored*>(p.x_gradient) + at;
-    const Stored* const bar = static_cast<const Stored*>(p.gradient) + uint64_t(loop.item) * width;
+    const Value* const x = static_cast<const Value*>(p.x) + at;
+    Operand* const x_bar = static_cast<Operand*>(p.x_gradient) + at;
+    const Value* const bar = static_cast<const Value*>(p.gradient) + uint64_t(loop.item) * width;
     for (uint32_t group = loop.group; group < loop.groups; group += blockDim.x) {
         const uint32_t c = group * V;
         gate_backward<true, V>(x + c, x + gates + c, bar + c, x_bar + c, x_bar + gates + c,
-                               p.channels, p.lmax, p.mmax, false, p.round_tf32 != 0);
+                               p.channels, p.lmax, p.mmax, false);
     }
 }
 
-KERNEL(gate_edges_f32_v4, GateEdgesParams) { gate_edges<4, float>(p); }
-KERNEL(gate_edges_f32_v1, GateEdgesParams) { gate_edges<1, float>(p); }
-KERNEL(gate_edges_f16_v4, GateEdgesParams) { gate_edges<4, __half>(p); }
-KERNEL(gate_edges_f16_v1, GateEdgesParams) { gate_edges<1, __half>(p); }
-KERNEL_BOUNDS(gate_edges_backward_f32_v4, GateEdgesBackwardParams, 256, 2) {
-    gate_edges_backward<4, float>(p);
-}
-KERNEL_BOUNDS(gate_edges_backward_f32_v1, GateEdgesBackwardParams, 256, 2) {
-    gate_edges_backward<1, float>(p);
-}
-KERNEL_BOUNDS(gate_edges_backward_f16_v4, GateEdgesBackwardParams, 256, 2) {
-    gate_edges_backward<4, __half>(p);
-}
-KERNEL_BOUNDS(gate_edges_backward_f16_v1, GateEdgesBackwardParams, 256, 2) {
-    gate_edges_backward<1, __half>(p);
-}
+// The suffix names Value and Operand.
+#define GATE_KERNELS(VALUE, OPERAND, V, SUFFIX) \
+    KERNEL(gate_edges_##SUFFIX, GateEdgesParams) { gate_edges<V, VALUE, OPERAND>(p); } \
+    KERNEL_BOUNDS(gate_edges_backward_##SUFFIX, GateEdgesBackwardParams, 256, 2) { \
+        gate_edges_backward<V, VALUE, OPERAND>(p); \
+    }
+GATE_KERNELS(float, float, 4, f32_v4)
+GATE_KERNELS(float, float, 1, f32_v1)
+GATE_KERNELS(float, __half, 4, mix_v4)
+GATE_KERNELS(float, __half, 1, mix_v1)
+GATE_KERNELS(__half, __half, 4, f16_v4)
+GATE_KERNELS(__half, __half, 1, f16_v1)
 
 template <int V>
 __device__ __forceinline__ void gate_atoms_of(const GateAtomsParams& p) {
@@ -211,7 +205,7 @@ __device__ __forceinline__ void gate_atoms_of(const GateAtomsParams& p) {
     for (uint32_t group = loop.group; group < loop.groups; group += blockDim.x) {
         const uint32_t c = group * V;
         gate<false, V>(p.gates + atom * p.lmax * p.channels + c, p.x + atom * width + c,
-                       p.out + atom * width + c, p.channels, p.lmax, p.lmax, false);
+                       p.out + atom * width + c, p.channels, p.lmax, p.lmax);
     }
 }
 
@@ -235,7 +229,7 @@ __device__ __forceinline__ void gate_atoms_backward_of(const GateAtomsBackwardPa
         const uint32_t c = group * V;
         gate_backward<false, V>(p.gates + gates_at + c, p.x + at + c, p.gradient + at + c,
                                 p.gates_gradient + gates_at + c, p.x_gradient + at + c, p.channels,
-                                p.lmax, p.lmax, p.accumulate != 0, false);
+                                p.lmax, p.lmax, p.accumulate != 0);
     }
 }
 

@@ -71,6 +71,46 @@ struct GemmParams {
     GemmSpan span[GEMM_MAX_SPANS];
 };
 
+// One radial row: what it scales.
+struct RadialRow {
+    // l.
+    uint32_t degree;
+    // m >= 0.
+    uint32_t order;
+    // First number of the rows +m and -m of D_l in a packed Wigner matrix, each 2l + 1 numbers.
+    uint32_t wigner;
+    uint32_t minus_wigner;
+    // Edge rows (l, m) and (l, -m); both the same for m = 0.
+    uint32_t row;
+    uint32_t minus_row;
+};
+
+// radial = a W^T + bias, gathered = radial ⊙ D [x(source) | x(target)].
+struct GatherGemmParams {
+    // One span of one row for each item; `out` is `[edges][radial rows][2C]` Value, or null.
+    GemmParams product;
+    // `[E]`
+    const uint32_t *source;
+    // `[E]`
+    const uint32_t *target;
+    // `[E][W]`
+    const float *wigner;
+    // `[N][S][C]`
+    const float *x;
+    // `[edges][R][2C]` Operand, written.
+    void *gathered;
+    // `[radial rows]`
+    const RadialRow *rows;
+    // C.
+    uint32_t channels;
+    // W.
+    uint32_t wigner_len;
+    // S.
+    uint32_t atom_rows;
+    // R.
+    uint32_t edge_rows;
+};
+
 // Mixes experts: W = sum over experts of coefficient[x] expert[x], for several systems at once,
 // and lays the result out for the forward product and for its transpose.
 struct MixParams {

@@ -4,19 +4,13 @@
 // Memory: every expert is read once per system (neighbouring systems find it in the L2 cache);
 // matrix and transpose are written once. A complex map (A + iB) is written as the real matrix
 // [[A, -B], [B, A]], which makes one product of what were four.
+#include "device.cuh"
 #include "gemm.h"
-#include "tf32.cuh"
 
 // Number types of the matrices.
 struct AsF32 {
     using Element = float;
     static __device__ __forceinline__ float of(double x) { return static_cast<float>(x); }
-};
-struct AsTf32 {
-    using Element = float;
-    static __device__ __forceinline__ float of(double x) {
-        return round_tf32(static_cast<float>(x));
-    }
 };
 struct AsF16 {
     using Element = __half;
@@ -62,5 +56,4 @@ template <class As> __device__ __forceinline__ void mix(const MixParams &p) {
 }
 
 KERNEL(mix_f32, MixParams) { mix<AsF32>(p); }
-KERNEL(mix_tf32, MixParams) { mix<AsTf32>(p); }
 KERNEL(mix_f16, MixParams) { mix<AsF16>(p); }

@@ -1,24 +1,20 @@
 // Matrix instructions of a warp, and the asynchronous copies that feed them.
 //
 // A warp multiplies a 16 x 8-word piece of A (rows x summed index) by an 8-word x 8 piece of B. A
-// word is one tf32 number or two fp16 numbers, so the layouts are the same for both: lane
+// word is two fp16 numbers: lane
 // 4 g + t holds the words (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4) of A, the words t and t + 4
 // of column g of B, and the sums (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) (PTX ISA,
-// "Matrix fragments for mma.m16n8k8 / m16n8k16").
+// "Matrix fragments for mma.m16n8k16").
 //
 // In the host build the same functions are plain loops over the fragments of all lanes.
 #pragma once
 #include "device.cuh"
-#include "tf32.cuh"
 
-// Number in a word, by what the words hold.
-struct Tf32 {
-    static constexpr int PER_WORD = 1;
-    using Element = float;
-};
+// fp16 operands: numbers in a word, and how a number becomes one.
 struct Fp16 {
     static constexpr int PER_WORD = 2;
     using Element = __half;
+    static __device__ __forceinline__ __half of(float x) { return __float2half_rn(x); }
 };
 
 #ifdef __CUDACC__
@@ -54,31 +50,23 @@ __device__ __forceinline__ void load_matrices(uint32_t (&words)[COUNT][4],
     }
 }
 
-template <class Kind>
 __device__ __forceinline__ void multiply_add_one(float (&c)[4], const uint32_t (&a)[4],
                                                  uint32_t b0, uint32_t b1) {
-    if constexpr (Kind::PER_WORD == 1) {
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-                     "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    } else {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-                     "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // MT pieces of 16 rows times NT pieces of 8 columns, two of which are loaded at once.
-template <class Kind, int MT, int NT>
+template <int MT, int NT>
 __device__ __forceinline__ void multiply_add(float (&c)[MT][NT][4], const uint32_t (&a)[MT][4],
                                              const uint32_t (&b)[NT / 2][4]) {
 #pragma unroll
     for (int i = 0; i < MT; i++) {
 #pragma unroll
         for (int j = 0; j < NT; j++) {
-            multiply_add_one<Kind>(c[i][j], a[i], b[j / 2][2 * (j % 2)], b[j / 2][2 * (j % 2) + 1]);
+            multiply_add_one(c[i][j], a[i], b[j / 2][2 * (j % 2)], b[j / 2][2 * (j % 2) + 1]);
         }
     }
 }
@@ -111,25 +99,16 @@ inline void load_matrices(uint32_t (&words)[COUNT][4], const uint32_t *const (&r
     }
 }
 
-template <class Kind> inline float product_of_words(uint32_t a, uint32_t b, float sum) {
-    if constexpr (Kind::PER_WORD == 1) {
-        float x, y;
-        // A unit would cut off what has not been rounded.
-        DEVICE_ASSERT(is_tf32(a) && is_tf32(b));
-        std::memcpy(&x, &a, 4);
-        std::memcpy(&y, &b, 4);
-        return sum + x * y;
-    } else {
-        __half x[2], y[2];
-        std::memcpy(x, &a, 4);
-        std::memcpy(y, &b, 4);
-        return sum + __half2float(x[0]) * __half2float(y[0]) +
-               __half2float(x[1]) * __half2float(y[1]);
-    }
+inline float product_of_words(uint32_t a, uint32_t b, float sum) {
+    __half x[2], y[2];
+    std::memcpy(x, &a, 4);
+    std::memcpy(y, &b, 4);
+    return sum + __half2float(x[0]) * __half2float(y[0]) +
+           __half2float(x[1]) * __half2float(y[1]);
 }
 
 // All pieces at once, so that the lanes meet once.
-template <class Kind, int MT, int NT>
+template <int MT, int NT>
 inline void multiply_add(float (&c)[MT][NT][4], const uint32_t (&a)[MT][4],
                          const uint32_t (&b)[NT / 2][4]) {
     struct Fragments {
@@ -149,7 +128,7 @@ inline void multiply_add(float (&c)[MT][NT][4], const uint32_t (&a)[MT][4],
                     const uint32_t left = lanes[4 * g + k % 4].a[i][half + 2 * (k / 4)];
                     const uint32_t right =
                         lanes[4 * column + k % 4].b[j / 2][2 * (j % 2) + k / 4];
-                    sum = product_of_words<Kind>(left, right, sum);
+                    sum = product_of_words(left, right, sum);
                 }
                 c[i][j][n] = sum;
             }

@@ -5,7 +5,6 @@
 #pragma once
 
 #include "device.cuh"
-#include "tf32.cuh"
 
 // Through the read-only path: for arrays that the kernel does not write.
 template <int V>
@@ -108,19 +107,6 @@ __device__ __forceinline__ void store(__half* at, const float (&x)[V]) {
 #pragma unroll
         for (int v = 0; v < V; v++) at[v] = __float2half_rn(x[v]);
     }
-}
-
-// Stores numbers that a product reads, rounded to tf32 if it takes them so. (fp16 is rounded anyway.)
-template <int V>
-__device__ __forceinline__ void store_operand(float* at, const float (&x)[V], bool round) {
-    float rounded[V];
-#pragma unroll
-    for (int v = 0; v < V; v++) rounded[v] = round ? round_tf32(x[v]) : x[v];
-    store(at, rounded);
-}
-template <int V>
-__device__ __forceinline__ void store_operand(__half* at, const float (&x)[V], bool) {
-    store(at, x);
 }
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }

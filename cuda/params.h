@@ -149,7 +149,7 @@ struct RadialFirstParams {
     const float* norm_weight;
     // `[A]`
     const float* norm_bias;
-    // `[edges][A]` Stored, written.
+    // `[edges][A]` Operand, written.
     void* out;
     // Number of Gaussians.
     uint32_t basis;
@@ -159,10 +159,6 @@ struct RadialFirstParams {
     float spacing;
     // c of exp(c (d - centre)^2).
     float exponent;
-    // 1: what is written is rounded to tf32, as the product that reads it takes it.
-    uint32_t round_tf32;
-    // 0
-    uint32_t pad;
 };
 
 // radial_first_backward_f32, _f16: gradient of the output of radial_first -> dE/d(distance).
@@ -187,7 +183,7 @@ struct RadialFirstBackwardParams {
     const float* norm_weight;
     // `[A]`
     const float* norm_bias;
-    // `[edges][A]` Stored.
+    // `[edges][A]` Value.
     const void* gradient;
     // `[E]` what the gradient is to be divided by, or null for 1.
     const float* gradient_scale;
@@ -213,12 +209,12 @@ struct LayerNormSiluParams {
     const float* weight;
     // `[width]`
     const float* bias;
-    // `[edges][width]` Stored, written.
+    // `[edges][width]` Operand, written.
     void* out;
     // Values a row.
     uint32_t width;
-    // 1: what is written is rounded to tf32, as the product that reads it takes it.
-    uint32_t round_tf32;
+    // 0
+    uint32_t pad;
 };
 
 // layer_norm_silu_backward_f32, _f16: gradient of x from that of the output.
@@ -231,14 +227,14 @@ struct LayerNormSiluBackwardParams {
     const float* weight;
     // `[width]`
     const float* bias;
-    // `[edges][width]` Stored.
+    // `[edges][width]` Value.
     const void* gradient;
-    // `[edges][width]` Stored, written; may be `gradient`.
+    // `[edges][width]` Operand, written; may be `gradient` if that has the same type.
     void* x_gradient;
     // Values a row.
     uint32_t width;
-    // 1: what is written is rounded to tf32, as the product that reads it takes it.
-    uint32_t round_tf32;
+    // 0
+    uint32_t pad;
 };
 
 // ------------------------------------------------------------------- between atoms and edges
@@ -256,14 +252,14 @@ struct GatherRotateScaleParams {
     const float* wigner;
     // `[N][S][C]`
     const float* x;
-    // `[edges][radial rows][2C]` Stored.
+    // `[edges][radial rows][2C]` Value.
     const void* radial;
-    // `[edges][R][2C]` Stored, written.
+    // `[edges][R][2C]` Operand, written.
     void* out;
     // C.
     uint32_t channels;
-    // 1: what is written is rounded to tf32, as the product that reads it takes it.
-    uint32_t round_tf32;
+    // 0
+    uint32_t pad;
 };
 
 // gather_backward: one launch for both ends of the edges, grid (atoms of the batch, 2).
@@ -282,13 +278,13 @@ struct GatherBackwardParams {
     const float* wigner;
     // `[N][S][C]`
     const float* x;
-    // `[edges][radial rows][2C]` Stored.
+    // `[edges][radial rows][2C]` Value.
     const void* radial;
-    // `[edges][R][2C]` Stored: gradient of the output of gather_rotate_scale.
+    // `[edges][R][2C]` Value: gradient of the output of gather_rotate_scale.
     const void* gradient;
     // `[E]` factor that edge gradients carry, or null for 1.
     const float* gradient_scale;
-    // `[edges][radial rows][2C]` Stored, written; carries the factor too. Not `radial`.
+    // `[edges][radial rows][2C]` Operand, written; carries the factor too. Not `radial`.
     void* radial_gradient;
     // `[N][S][C]` gradient of x: the sum over the edges to each atom is added.
     float* target_gradient;
@@ -301,8 +297,8 @@ struct GatherBackwardParams {
     float* source_torque;
     // C.
     uint32_t channels;
-    // 1: what is written is rounded to tf32, as the product that reads it takes it.
-    uint32_t round_tf32;
+    // 0
+    uint32_t pad;
 };
 
 // rotate_scatter, scatter_radial: out = residual + scale * sum over edges to the atom of p D^T m.
@@ -315,7 +311,7 @@ struct RotateScatterParams {
     const float* wigner;
     // `[E]`
     const float* envelope;
-    // `[edges][R][C]` Stored; for scatter_radial `[edges][lmax + 1][C]`, the m = 0 rows.
+    // `[edges][R][C]` Value; for scatter_radial `[edges][lmax + 1][C]`, the m = 0 rows.
     const void* message;
     // `[N][S][C]`, or null for 0; may be `out`.
     const float* residual;
@@ -338,11 +334,11 @@ struct RotateScatterBackwardParams {
     const float* wigner;
     // `[E]`
     const float* envelope;
-    // `[edges][R][C]` or `[edges][lmax + 1][C]` Stored.
+    // `[edges][R][C]` or `[edges][lmax + 1][C]` Value.
     const void* message;
     // `[N][S][C]` gradient of the output.
     const float* gradient;
-    // Shape of `message`, Stored, written: gradient times gradient_scale. Not `message`.
+    // Shape of `message`, Operand, written: gradient times gradient_scale. Not `message`.
     void* message_gradient;
     // `[E]`, written: a power of two for each edge of the chunk, the same for all edges of a
     // system in a batch or alone. Null for 1 everywhere.
@@ -355,10 +351,6 @@ struct RotateScatterBackwardParams {
     uint32_t channels;
     // Constant factor.
     float scale;
-    // 1: what is written is rounded to tf32, as the product that reads it takes it.
-    uint32_t round_tf32;
-    // 0
-    uint32_t pad;
 };
 
 // --------------------------------------------------------------------------------------- gates
@@ -367,9 +359,9 @@ struct RotateScatterBackwardParams {
 struct GateEdgesParams {
     // Edges to do.
     const Chunk* chunk;
-    // `[edges][lmax H | R H]` Stored.
+    // `[edges][lmax H | R H]` Value.
     const void* x;
-    // `[edges][R H]` Stored, written.
+    // `[edges][R H]` Operand, written.
     void* out;
     // H.
     uint32_t channels;
@@ -377,19 +369,19 @@ struct GateEdgesParams {
     uint32_t lmax;
     // Largest order on edges.
     uint32_t mmax;
-    // 1: what is written is rounded to tf32, as the product that reads it takes it.
-    uint32_t round_tf32;
+    // 0
+    uint32_t pad;
 };
 
 // gate_edges_backward_f32, _f16.
 struct GateEdgesBackwardParams {
     // Edges to do.
     const Chunk* chunk;
-    // `[edges][lmax H | R H]` Stored.
+    // `[edges][lmax H | R H]` Value.
     const void* x;
-    // `[edges][R H]` Stored: gradient of the output.
+    // `[edges][R H]` Value: gradient of the output.
     const void* gradient;
-    // `[edges][lmax H | R H]` Stored, written; may be `x`.
+    // `[edges][lmax H | R H]` Operand, written; may be `x` if that has the same type.
     void* x_gradient;
     // H.
     uint32_t channels;
@@ -397,8 +389,8 @@ struct GateEdgesBackwardParams {
     uint32_t lmax;
     // Largest order on edges.
     uint32_t mmax;
-    // 1: what is written is rounded to tf32, as the product that reads it takes it.
-    uint32_t round_tf32;
+    // 0
+    uint32_t pad;
 };
 
 // gate_atoms: as gate_edges for atoms, gates in an array of their own.

@@ -6,7 +6,7 @@
 //
 // g_k = exp(c (d - k spacing)^2), k < basis; LN(x) = (x - mean) / sqrt(variance + 1e-5) weight +
 // bias over the A values of a row. W is stored transposed, [basis][A]. Edge tensors are f32 before a
-// norm and Stored (f32 or f16) after it; arithmetic is f32.
+// norm; what a product writes is a Value, what it reads an Operand (f32 or f16); arithmetic is f32.
 //
 // Memory: radial_first reads nothing of size [edges][A] and writes its output only; its gradient
 // computes h again rather than read it, and dh/dd = W g' beside it, so that the gradient with
@@ -69,25 +69,24 @@ __device__ __forceinline__ float normalise(Row<V, J>& row, uint32_t width) {
 }
 
 // Writes SiLU(z weight + bias) of a normalised row.
-template <int V, int J, class Stored>
+template <int V, int J, class Operand>
 __device__ __forceinline__ void write_activated(const Row<V, J>& z, const float* weight,
-                                                const float* bias, uint32_t width, bool round,
-                                                Stored* out) {
+                                                const float* bias, uint32_t width, Operand* out) {
     for_each_part<V, J>(width, [&](int j, uint32_t column) {
         float w[V], b[V], y[V];
         load(weight + column, w);
         load(bias + column, b);
 #pragma unroll
         for (int v = 0; v < V; v++) y[v] = silu(fmaf(z.x[j][v], w[v], b[v]));
-        store_operand(out + column, y, round);
+        store(out + column, y);
     });
 }
 
 // Turns the gradient of SiLU(z weight + bias) into that of z weight-free: g = out_bar silu' weight.
-template <int V, int J, class Stored>
+template <int V, int J, class Value>
 __device__ __forceinline__ void read_gradient(const Row<V, J>& z, const float* weight,
                                               const float* bias, uint32_t width,
-                                              const Stored* gradient, Row<V, J>& g) {
+                                              const Value* gradient, Row<V, J>& g) {
 #pragma unroll
     for (int j = 0; j < J; j++) {
 #pragma unroll
@@ -173,7 +172,7 @@ __device__ __forceinline__ void first_layer(const Params& p, uint64_t first, uin
 }
 
 // Grid: edges of the capacity / (4 EDGES).
-template <int V, int J, int EDGES, class Stored>
+template <int V, int J, int EDGES, class Operand>
 __device__ __forceinline__ void radial_first(const RadialFirstParams& p) {
     __shared__ float shared[RADIAL_THREADS / WARP * BASIS_STEP * EDGES];
     const Chunk chunk = *p.chunk;
@@ -190,15 +189,15 @@ __device__ __forceinline__ void radial_first(const RadialFirstParams& p) {
     for (int i = 0; i < EDGES; i++) {
         if (uint32_t(i) < count) {
             normalise(h[i], p.width);
-            write_activated(h[i], p.norm_weight, p.norm_bias, p.width, p.round_tf32 != 0,
-                            static_cast<Stored*>(p.out) +
+            write_activated(h[i], p.norm_weight, p.norm_bias, p.width,
+                            static_cast<Operand*>(p.out) +
                                 (first + i - chunk.edge_begin) * p.width);
         }
     }
 }
 
 // Grid: edges of the capacity / (4 EDGES).
-template <int V, int J, int EDGES, class Stored>
+template <int V, int J, int EDGES, class Value>
 __device__ __forceinline__ void radial_first_backward(const RadialFirstBackwardParams& p) {
     __shared__ float shared[RADIAL_THREADS / WARP * 2 * BASIS_STEP * EDGES];
     const Chunk chunk = *p.chunk;
@@ -219,7 +218,7 @@ __device__ __forceinline__ void radial_first_backward(const RadialFirstBackwardP
         const float factor = normalise(h[i], p.width);
         Row<V, J> g;
         read_gradient(h[i], p.norm_weight, p.norm_bias, p.width,
-                      static_cast<const Stored*>(p.gradient) + (e - chunk.edge_begin) * p.width,
+                      static_cast<const Value*>(p.gradient) + (e - chunk.edge_begin) * p.width,
                       g);
         // d_bar = sum factor (g - mean(g) - z mean(g z)) slope
         float sums[5] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
@@ -247,7 +246,7 @@ __device__ __forceinline__ void radial_first_backward(const RadialFirstBackwardP
 }
 
 // Grid: edges of the capacity / 4.
-template <int V, int J, class Stored>
+template <int V, int J, class Operand>
 __device__ __forceinline__ void layer_norm_silu(const LayerNormSiluParams& p) {
     const Chunk chunk = *p.chunk;
     const uint64_t row =
@@ -258,12 +257,11 @@ __device__ __forceinline__ void layer_norm_silu(const LayerNormSiluParams& p) {
         load(p.x + row * p.width + column, x.x[j]);
     });
     normalise(x, p.width);
-    write_activated(x, p.weight, p.bias, p.width, p.round_tf32 != 0,
-                    static_cast<Stored*>(p.out) + row * p.width);
+    write_activated(x, p.weight, p.bias, p.width, static_cast<Operand*>(p.out) + row * p.width);
 }
 
 // x_bar = factor (g - mean(g) - z mean(g z)). Grid: edges of the capacity / 4.
-template <int V, int J, class Stored>
+template <int V, int J, class Value, class Operand>
 __device__ __forceinline__ void layer_norm_silu_backward(const LayerNormSiluBackwardParams& p) {
     const Chunk chunk = *p.chunk;
     const uint64_t row =
@@ -276,7 +274,7 @@ __device__ __forceinline__ void layer_norm_silu_backward(const LayerNormSiluBack
     });
     const float factor = normalise(z, p.width);
     read_gradient(z, p.weight, p.bias, p.width,
-                  static_cast<const Stored*>(p.gradient) + row * p.width, g);
+                  static_cast<const Value*>(p.gradient) + row * p.width, g);
     float sum = 0.0f, along = 0.0f;
 #pragma unroll
     for (int j = 0; j < J; j++) {
@@ -288,31 +286,37 @@ __device__ __forceinline__ void layer_norm_silu_backward(const LayerNormSiluBack
     }
     sum = warp_sum(sum) * n;
     along = warp_sum(along) * n;
-    Stored* const out = static_cast<Stored*>(p.x_gradient) + row * p.width;
+    Operand* const out = static_cast<Operand*>(p.x_gradient) + row * p.width;
     for_each_part<V, J>(p.width, [&](int j, uint32_t column) {
         float x_bar[V];
 #pragma unroll
         for (int v = 0; v < V; v++) {
             x_bar[v] = factor * (g.x[j][v] - sum - z.x[j][v] * along);
         }
-        store_operand(out + column, x_bar, p.round_tf32 != 0);
+        store(out + column, x_bar);
     });
 }
 
-// Rows of a multiple of 4 values up to 128, up to 512, and of any number up to 1,024.
-#define RADIAL_KERNELS(STORED, SUFFIX, V, J, EDGES, BACKWARD_EDGES) \
+// Rows of a multiple of 4 values up to 128, up to 512, and of any number up to 1,024. The suffix names
+// Value and Operand: f32 both, f16 both, mix f32 and f16; kernels with one of them need no mix.
+#define RADIAL_KERNELS(TYPE, SUFFIX, V, J, EDGES, BACKWARD_EDGES) \
     KERNEL_BOUNDS(radial_first_##SUFFIX, RadialFirstParams, RADIAL_THREADS, 1) { \
-        radial_first<V, J, EDGES, STORED>(p); \
+        radial_first<V, J, EDGES, TYPE>(p); \
     } \
     KERNEL_BOUNDS(radial_first_backward_##SUFFIX, RadialFirstBackwardParams, RADIAL_THREADS, 1) { \
-        radial_first_backward<V, J, BACKWARD_EDGES, STORED>(p); \
+        radial_first_backward<V, J, BACKWARD_EDGES, TYPE>(p); \
     } \
     KERNEL_BOUNDS(layer_norm_silu_##SUFFIX, LayerNormSiluParams, RADIAL_THREADS, 1) { \
-        layer_norm_silu<V, J, STORED>(p); \
-    } \
+        layer_norm_silu<V, J, TYPE>(p); \
+    }
+#define NORM_BACKWARD_KERNELS(VALUE, OPERAND, NAME) \
+    NORM_BACKWARD_KERNEL(VALUE, OPERAND, NAME##_128, 4, 1) \
+    NORM_BACKWARD_KERNEL(VALUE, OPERAND, NAME##_512, 4, 4) \
+    NORM_BACKWARD_KERNEL(VALUE, OPERAND, NAME##_any, 1, 32)
+#define NORM_BACKWARD_KERNEL(VALUE, OPERAND, SUFFIX, V, J) \
     KERNEL_BOUNDS(layer_norm_silu_backward_##SUFFIX, LayerNormSiluBackwardParams, RADIAL_THREADS, \
                   1) { \
-        layer_norm_silu_backward<V, J, STORED>(p); \
+        layer_norm_silu_backward<V, J, VALUE, OPERAND>(p); \
     }
 
 RADIAL_KERNELS(float, f32_128, 4, 1, 8, 4)
@@ -321,3 +325,6 @@ RADIAL_KERNELS(float, f32_any, 1, 32, 1, 1)
 RADIAL_KERNELS(__half, f16_128, 4, 1, 8, 4)
 RADIAL_KERNELS(__half, f16_512, 4, 4, 2, 1)
 RADIAL_KERNELS(__half, f16_any, 1, 32, 1, 1)
+NORM_BACKWARD_KERNELS(float, float, f32)
+NORM_BACKWARD_KERNELS(float, __half, mix)
+NORM_BACKWARD_KERNELS(__half, __half, f16)

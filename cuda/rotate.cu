@@ -1,7 +1,8 @@
 // Between atoms and edges: gather, rotate and scale; rotate and scatter; and their gradients.
 //
 // Shapes: x[N][S][C] f32 in L-order; an edge has its packed Wigner matrix D (f32, W numbers), its
-// radial numbers [radial rows][2C] and edge rows [R][2C] (in) or [R][C] (out), Stored = f32 or f16.
+// radial numbers [radial rows][2C] and edge rows [R][2C] (in) or [R][C] (out): what a product
+// writes is a Value, what it reads an Operand, f32 or f16.
 //
 //   gather_rotate_scale       out = radial ⊙ D [x_s | x_t]
 //   gather_backward           q_bar = out_bar ⊙ radial, radial_bar = out_bar ⊙ D x (summed over ±m),
@@ -97,7 +98,7 @@ __device__ __forceinline__ void combine(const float (&d)[N], const float (&x)[N]
 
 // Grid: edges of the capacity / (slots * GATHER_RUN); a slot is one end of an edge, so a block has
 // blockDim / (2 lanes) edges at a time. No shared memory.
-template <int L, int M, int V, class Stored>
+template <int L, int M, int V, class Value, class Operand>
 __device__ __forceinline__ void gather_rotate_scale(const GatherRotateScaleParams& p) {
     using Y = Layout<L, M>;
     const Chunk chunk = *p.chunk;
@@ -123,10 +124,10 @@ __device__ __forceinline__ void gather_rotate_scale(const GatherRotateScaleParam
             }
             const uint64_t row = e - chunk.edge_begin;
             const float* const wigner = p.wigner + uint64_t(e) * Y::WIGNER;
-            const Stored* const radial = static_cast<const Stored*>(p.radial) +
+            const Value* const radial = static_cast<const Value*>(p.radial) +
                                          row * (2 * Y::RADIAL_ROWS * channels) + column;
-            Stored* const out =
-                static_cast<Stored*>(p.out) + row * (2 * Y::EDGE_ROWS * channels) + column;
+            Operand* const out =
+                static_cast<Operand*>(p.out) + row * (2 * Y::EDGE_ROWS * channels) + column;
             for_each_constant<FIRST, LAST>([&](auto degree) {
                 constexpr int l = decltype(degree)::value, N = 2 * l + 1, K = Y::kept(l);
                 float x[N][V];
@@ -143,8 +144,7 @@ __device__ __forceinline__ void gather_rotate_scale(const GatherRotateScaleParam
                         combine(d, x, q);
 #pragma unroll
                         for (int v = 0; v < V; v++) q[v] *= scale[v];
-                        store_operand(out + Y::edge_row(l, signed_m) * 2 * channels, q,
-                                      p.round_tf32 != 0);
+                        store(out + Y::edge_row(l, signed_m) * 2 * channels, q);
                     }
                 }
             });
@@ -168,7 +168,7 @@ __device__ __forceinline__ uint32_t lower_bound(const uint32_t* list, uint32_t b
 
 // Grid: (atoms of the batch, 2): y = 0 the atom as a source, y = 1 as a target. Shared memory:
 // sum[P][C], gathered[slots][P][C], P the most rows of a pass, and torques[slots][warps][3].
-template <int L, int M, int V, class Stored>
+template <int L, int M, int V, class Value, class Operand>
 __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
     using Y = Layout<L, M>;
     constexpr int MOST_ROWS = most_pass_rows(L);
@@ -220,13 +220,11 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
                 const uint64_t row = e - chunk.edge_begin;
                 const float* const wigner = p.wigner + uint64_t(e) * Y::WIGNER;
                 const uint64_t radial_at = row * (2 * Y::RADIAL_ROWS * channels) + column;
-                const Stored* const radial = static_cast<const Stored*>(p.radial) + radial_at;
-                Stored* const radial_bar = static_cast<Stored*>(p.radial_gradient) + radial_at;
-                const Stored* const out_bar = static_cast<const Stored*>(p.gradient) +
+                const Value* const radial = static_cast<const Value*>(p.radial) + radial_at;
+                Operand* const radial_bar = static_cast<Operand*>(p.radial_gradient) + radial_at;
+                const Value* const out_bar = static_cast<const Value*>(p.gradient) +
                                               row * (2 * Y::EDGE_ROWS * channels) + column;
                 float* const n_out = gathered + place.slot * size + place.channel;
-                // A power of two: its inverse is exact.
-                const float unscale = p.gradient_scale ? 1.0f / __ldg(p.gradient_scale + e) : 1.0f;
                 for_each_constant<FIRST, LAST>([&](auto degree) {
                     constexpr int l = decltype(degree)::value, N = 2 * l + 1, K = Y::kept(l);
                     float x[N][V], n_bar[N][V];
@@ -241,10 +239,7 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
                         float scale[V], scale_bar[V];
                         load(radial + Y::radial_row(l, m) * 2 * channels, scale);
 #pragma unroll
-                        for (int v = 0; v < V; v++) {
-                            scale[v] *= unscale;
-                            scale_bar[v] = 0.0f;
-                        }
+                        for (int v = 0; v < V; v++) scale_bar[v] = 0.0f;
 #pragma unroll
                         for (int sign = 0; sign <= (m > 0); sign++) {
                             const int signed_m = sign ? -m : m;
@@ -262,8 +257,16 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
                                 }
                             }
                         }
-                        store_operand(radial_bar + Y::radial_row(l, m) * 2 * channels, scale_bar,
-                                      p.round_tf32 != 0);
+                        store(radial_bar + Y::radial_row(l, m) * 2 * channels, scale_bar);
+                    }
+                    if (p.gradient_scale) {
+                        // A power of two: its inverse is exact.
+                        const float unscale = 1.0f / __ldg(p.gradient_scale + e);
+#pragma unroll
+                        for (int k = 0; k < N; k++) {
+#pragma unroll
+                            for (int v = 0; v < V; v++) n_bar[k][v] *= unscale;
+                        }
                     }
                     add_torque<l>(n_bar, x, torque);
 #pragma unroll
@@ -318,7 +321,7 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
 // Messages with orders up to K: all edge rows (K = M) or those of m = 0 (K = 0).
 //
 // Grid: atoms of the capacity. Shared memory: partial[slots][P][C].
-template <int L, int M, int K, int V, class Stored>
+template <int L, int M, int K, int V, class Value>
 __device__ __forceinline__ void scatter(const RotateScatterParams& p) {
     using Y = Layout<L, M>;
     using Message = Layout<L, K>;
@@ -345,8 +348,8 @@ __device__ __forceinline__ void scatter(const RotateScatterParams& p) {
             for (uint32_t e = begin + place.slot; e < end; e += place.slots) {
                 const float factor = p.scale * __ldg(p.envelope + e);
                 const float* const wigner = p.wigner + uint64_t(e) * Y::WIGNER;
-                const Stored* const message =
-                    static_cast<const Stored*>(p.message) +
+                const Value* const message =
+                    static_cast<const Value*>(p.message) +
                     uint64_t(e - chunk.edge_begin) * (Message::EDGE_ROWS * channels) +
                     place.channel;
                 for_each_constant<FIRST, LAST>([&](auto degree) {
@@ -406,7 +409,7 @@ __device__ __forceinline__ float power_of_two_below(float bound) {
 }
 
 // Grid: atoms of the capacity. Shared memory: largest[blockDim / 32], sums[slots][warps][4].
-template <int L, int M, int K, int V, class Stored>
+template <int L, int M, int K, int V, class Value, class Operand>
 __device__ __forceinline__ void scatter_backward(const RotateScatterBackwardParams& p) {
     using Y = Layout<L, M>;
     using Message = Layout<L, K>;
@@ -467,8 +470,8 @@ __device__ __forceinline__ void scatter_backward(const RotateScatterBackwardPara
                 const uint64_t at =
                     uint64_t(e - chunk.edge_begin) * (Message::EDGE_ROWS * channels) +
                     place.channel;
-                const Stored* const message = static_cast<const Stored*>(p.message) + at;
-                Stored* const message_bar = static_cast<Stored*>(p.message_gradient) + at;
+                const Value* const message = static_cast<const Value*>(p.message) + at;
+                Operand* const message_bar = static_cast<Operand*>(p.message_gradient) + at;
                 float torque[3] = {0.0f, 0.0f, 0.0f};
                 for_each_constant<FIRST, LAST>([&](auto degree) {
                     constexpr int l = decltype(degree)::value, N = 2 * l + 1;
@@ -495,8 +498,7 @@ __device__ __forceinline__ void scatter_backward(const RotateScatterBackwardPara
                             }
                             bar[v] *= stretched;
                         }
-                        store_operand(message_bar + Message::edge_row(l, m) * channels, bar,
-                                      p.round_tf32 != 0);
+                        store(message_bar + Message::edge_row(l, m) * channels, bar);
                     }
                     add_torque<l>(x_bar, back, torque);
                 });
@@ -536,24 +538,33 @@ __device__ __forceinline__ void scatter_backward(const RotateScatterBackwardPara
 #define LEAST_BLOCKS(L, V) ((V) == 4 && (L) <= 4 ? 2 : 1)
 #define ROTATE_KERNEL(KERNEL_NAME, PARAMS, L, V, FUNCTION) \
     KERNEL_BOUNDS(KERNEL_NAME, PARAMS, MOST_THREADS(V), LEAST_BLOCKS(L, V)) { FUNCTION(p); }
-#define ROTATE_KERNELS(L, M, NAME, STORED, V, SUFFIX) \
+// The suffix names Value and Operand: f32 both, f16 both, mix f32 and f16. Sums over edges read
+// Values only.
+#define ROTATE_KERNELS(L, M, NAME, VALUE, OPERAND, V, SUFFIX) \
     ROTATE_KERNEL(gather_rotate_scale_##NAME##SUFFIX, GatherRotateScaleParams, L, V, \
-                  (gather_rotate_scale<L, M, V, STORED>)) \
+                  (gather_rotate_scale<L, M, V, VALUE, OPERAND>)) \
     ROTATE_KERNEL(gather_backward_##NAME##SUFFIX, GatherBackwardParams, L, V, \
-                  (gather_backward<L, M, V, STORED>)) \
-    ROTATE_KERNEL(rotate_scatter_##NAME##SUFFIX, RotateScatterParams, L, V, \
-                  (scatter<L, M, M, V, STORED>)) \
-    ROTATE_KERNEL(scatter_radial_##NAME##SUFFIX, RotateScatterParams, L, V, \
-                  (scatter<L, M, 0, V, STORED>)) \
+                  (gather_backward<L, M, V, VALUE, OPERAND>)) \
     ROTATE_KERNEL(rotate_scatter_backward_##NAME##SUFFIX, RotateScatterBackwardParams, L, V, \
-                  (scatter_backward<L, M, M, V, STORED>)) \
+                  (scatter_backward<L, M, M, V, VALUE, OPERAND>)) \
     ROTATE_KERNEL(scatter_radial_backward_##NAME##SUFFIX, RotateScatterBackwardParams, L, V, \
-                  (scatter_backward<L, M, 0, V, STORED>))
+                  (scatter_backward<L, M, 0, V, VALUE, OPERAND>))
+#define SCATTER_KERNELS(L, M, NAME, VALUE, V, SUFFIX) \
+    ROTATE_KERNEL(rotate_scatter_##NAME##SUFFIX, RotateScatterParams, L, V, \
+                  (scatter<L, M, M, V, VALUE>)) \
+    ROTATE_KERNEL(scatter_radial_##NAME##SUFFIX, RotateScatterParams, L, V, \
+                  (scatter<L, M, 0, V, VALUE>))
 #define ROTATE_KERNELS_OF(L, M) \
-    ROTATE_KERNELS(L, M, L##_##M, float, 4, _f32_v4) \
-    ROTATE_KERNELS(L, M, L##_##M, float, 1, _f32_v1) \
-    ROTATE_KERNELS(L, M, L##_##M, __half, 4, _f16_v4) \
-    ROTATE_KERNELS(L, M, L##_##M, __half, 1, _f16_v1)
+    ROTATE_KERNELS(L, M, L##_##M, float, float, 4, _f32_v4) \
+    ROTATE_KERNELS(L, M, L##_##M, float, float, 1, _f32_v1) \
+    ROTATE_KERNELS(L, M, L##_##M, float, __half, 4, _mix_v4) \
+    ROTATE_KERNELS(L, M, L##_##M, float, __half, 1, _mix_v1) \
+    ROTATE_KERNELS(L, M, L##_##M, __half, __half, 4, _f16_v4) \
+    ROTATE_KERNELS(L, M, L##_##M, __half, __half, 1, _f16_v1) \
+    SCATTER_KERNELS(L, M, L##_##M, float, 4, _f32_v4) \
+    SCATTER_KERNELS(L, M, L##_##M, float, 1, _f32_v1) \
+    SCATTER_KERNELS(L, M, L##_##M, __half, 4, _f16_v4) \
+    SCATTER_KERNELS(L, M, L##_##M, __half, 1, _f16_v1)
 
 ROTATE_KERNELS_OF(1, 1)
 ROTATE_KERNELS_OF(2, 1)

@@ -52,7 +52,7 @@ pub enum Device {
 pub enum Precision {
     /// Single precision
     F32,
-    /// On a GPU: products of tf32 numbers, sums and everything else in single precision
+    /// On a GPU: products of numbers with the mantissa of tf32, sums and everything else in single precision
     Tf32,
     /// On a GPU: products and values of edges in half precision, everything else in single precision
     F16,

@@ -172,6 +172,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
         "unsafe",
         &[
             "backend/cuda/driver.rs",
+            "backend/cuda/driver/",
             // The kernels that run on the host.
             "backend/cuda/host.rs",
             "backend/cpu/",

@@ -2,15 +2,24 @@
 //! forces and stress out, as a worker asks for them; and what becomes of a device that fails.
 #![cfg(feature = "host-kernels")]
 
+mod common;
+#[allow(dead_code)] // Its other functions are for tests of the reader.
+#[path = "checkpoint/forge.rs"]
+mod forge;
+
+use common::goldens::{Entry, checkpoint, difference, golden, goldens, json, largest, options};
+use common::goldens::{data, potential as on_cpu};
+use common::jobs::{at_rest, shard};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::Deserialize;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 use umaserve::backend::cuda::CudaError;
 use umaserve::backend::cuda::device::Device;
 use umaserve::backend::cuda::host::HostDevice;
-use umaserve::comm::{Job, Link, Outcome, SessionId, Shard, Task};
+use umaserve::comm::{Link, Outcome, Shard, Task};
 use umaserve::dynamics::{Method, State};
 use umaserve::neighbors::neighbor_list;
 use umaserve::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
@@ -21,29 +30,8 @@ use umaserve::worker::{PotentialSource, serve, serve_reviving, try_run};
 
 const MAX_EDGES: usize = 1_000_000;
 
-fn data(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name)
-}
-
-fn checkpoint(model: &str) -> Arc<Checkpoint> {
-    Arc::new(Checkpoint::open(data(&format!("nano-{model}.pt"))).unwrap())
-}
-
-fn options(precision: Precision) -> UmaOptions {
-    UmaOptions {
-        precision,
-        ..UmaOptions::default()
-    }
-}
-
 fn on_device(model: &str, precision: Precision, device: &Arc<HostDevice>) -> UmaPotential {
     UmaPotential::on_cuda(checkpoint(model), options(precision), device.clone()).unwrap()
-}
-
-fn in_f64(model: &str) -> UmaPotential {
-    UmaPotential::on_cpu(checkpoint(model), options(Precision::F64)).unwrap()
 }
 
 fn answers(potential: &dyn Potential, systems: &[&System]) -> Vec<Evaluation> {
@@ -59,46 +47,6 @@ fn relative(a: &[[f64; 3]], b: &[[f64; 3]]) -> f64 {
     norm(&mut pairs.map(|(a, b)| a - b)) / norm(&mut b.iter().flatten().copied()).max(1e-6)
 }
 
-#[derive(Deserialize)]
-struct Goldens {
-    entries: Vec<Entry>,
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    name: String,
-    task: String,
-    numbers: Vec<u8>,
-    positions: Vec<[f64; 3]>,
-    cell: [[f64; 3]; 3],
-    pbc: [bool; 3],
-    charge: i32,
-    spin: i32,
-    energy: f64,
-    forces: Vec<[f64; 3]>,
-}
-
-impl Entry {
-    fn system(&self) -> System {
-        System {
-            numbers: self.numbers.clone(),
-            positions: self.positions.clone(),
-            cell: Cell {
-                vectors: self.cell,
-                periodic: self.pbc,
-            },
-            charge: self.charge,
-            spin: self.spin,
-            task: self.task.clone(),
-        }
-    }
-}
-
-fn goldens(model: &str) -> Vec<Entry> {
-    let text = std::fs::read_to_string(data(&format!("nano-{model}.json"))).unwrap();
-    serde_json::from_str::<Goldens>(&text).unwrap().entries
-}
-
 #[test]
 fn agrees_with_fairchem_in_single_precision() {
     for model in ["1p1", "1p2", "m", "esen"] {
@@ -107,21 +55,71 @@ fn agrees_with_fairchem_in_single_precision() {
         let entries = goldens(model);
         let systems: Vec<System> = entries.iter().map(Entry::system).collect();
         let systems: Vec<&System> = systems.iter().collect();
-        let scale = entries.iter().flat_map(|e| e.forces.iter().flatten());
-        let scale = scale.fold(0.0f64, |m, f| m.max(f.abs()));
+        let scale = largest(entries.iter().flat_map(|e| &e.forces));
         for (entry, answer) in entries.iter().zip(answers(&potential, &systems)) {
             let what = format!("{model} {}", entry.name);
             let energy = (answer.energy - entry.energy).abs() / entry.numbers.len() as f64;
             assert!(energy < 1e-6, "{what}: energy off by {energy:e} eV/atom");
-            let pairs = answer
-                .forces
-                .iter()
-                .flatten()
-                .zip(entry.forces.iter().flatten());
-            let force = pairs.fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
+            let force = difference(&answer.forces, &entry.forces);
             assert!(
                 force < 1e-5 * scale,
                 "{what}: forces off by {force:e} of {scale:e}"
+            );
+        }
+    }
+}
+
+/// fairchem's own errors, the largest of a structure.
+#[derive(Deserialize)]
+struct TheirError {
+    energy_per_atom: f64,
+    forces: f64,
+}
+
+/// The largest and the root of the mean square.
+fn spread(errors: &[f64]) -> [f64; 2] {
+    let square: f64 = errors.iter().map(|e| e * e).sum();
+    let largest = errors.iter().fold(0.0f64, |m, e| m.max(*e));
+    [largest, (square / errors.len() as f64).sqrt()]
+}
+
+/// Errors of fairchem's TF32 mode: `tools/reference/make_goldens.py --tf32`. All structures of a file are
+/// compared together, not each with its own: a single error is a draw from a distribution and may happen to
+/// be zero. For the same reason energies, one number for a structure, are compared by their mean only.
+#[test]
+fn tf32_and_f16_are_as_good_as_fairchem_in_its_tf32_mode() {
+    let theirs: HashMap<String, HashMap<String, TheirError>> = json("fairchem-tf32-error.json");
+    for model in ["1p1", "1p2"] {
+        let mut entries = goldens(model);
+        // Those that take long without a GPU left out.
+        entries.retain(|e| e.numbers.len() <= 40);
+        assert!(entries.len() > 15);
+        let theirs = &theirs[&format!("nano-{model}")];
+        let theirs = |of: fn(&TheirError) -> f64| -> [f64; 2] {
+            let errors = entries.iter().map(|e| of(&theirs[&e.name]));
+            spread(&errors.collect::<Vec<_>>())
+        };
+        let (their_energies, their_forces) = (theirs(|e| e.energy_per_atom), theirs(|e| e.forces));
+        let systems: Vec<System> = entries.iter().map(Entry::system).collect();
+        let systems: Vec<&System> = systems.iter().collect();
+        for precision in [Precision::Tf32, Precision::F16] {
+            let device = Arc::new(HostDevice::default());
+            let potential = on_device(model, precision, &device);
+            let (mut energies, mut forces) = (Vec::new(), Vec::new());
+            for (entry, answer) in entries.iter().zip(answers(&potential, &systems)) {
+                energies.push((answer.energy - entry.energy).abs() / entry.numbers.len() as f64);
+                forces.push(difference(&answer.forces, &entry.forces));
+            }
+            let (energies, forces) = (spread(&energies), spread(&forces));
+            let what = format!(
+                "{model} {precision}: energies off by {energies:?} eV/atom, fairchem's by \
+                 {their_energies:?}; forces by {forces:?}, fairchem's by {their_forces:?}"
+            );
+            println!("{what}");
+            assert!(energies[1] <= their_energies[1], "{what}");
+            assert!(
+                forces[0] <= their_forces[0] && forces[1] <= their_forces[1],
+                "{what}"
             );
         }
     }
@@ -159,7 +157,7 @@ fn random_systems(task: &str) -> Vec<System> {
 
 #[test]
 fn random_structures_agree_with_double_precision_within_the_bounds_of_each_number_type() {
-    let reference = in_f64("1p2");
+    let reference = on_cpu("1p2", Precision::F64);
     let systems = random_systems("omol");
     let systems: Vec<&System> = systems.iter().collect();
     let expected = answers(&reference, &systems);
@@ -203,36 +201,83 @@ fn the_quick_check_of_a_worker_passes_and_the_models_table_is_within_its_limits(
     let potential = on_device("1p2", Precision::Tf32, &device);
     let mut systems = selfcheck::systems(&["omol"]);
     systems.extend(selfcheck::systems(&["omat"]).into_iter().take(1));
-    let rows = selfcheck::model(&potential, &in_f64("1p2"), Precision::Tf32, &systems).unwrap();
+    let rows = selfcheck::model(
+        &potential,
+        &on_cpu("1p2", Precision::F64),
+        Precision::Tf32,
+        &systems,
+    )
+    .unwrap();
     assert_eq!(rows.len(), 3);
     let table = selfcheck::table(&rows);
     assert!(rows.iter().all(|row| row.passed()), "{table}");
+}
+
+/// A model whose embedding of one element is not a number.
+fn without_number_for(z: usize) -> Checkpoint {
+    let path = data("nano-1p2.pt");
+    let whole = Checkpoint::open(&path).unwrap();
+    let table = whole.tensor("backbone.sphere_embedding.weight").unwrap();
+    let row = table.at(z).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let storage = &bytes[table.storage()];
+    let mut entries = forge::entries(&path);
+    let (_, payload) = entries.iter_mut().find(|(_, e)| e == storage).unwrap();
+    payload[4 * row.offset()..][..4 * row.len()]
+        .copy_from_slice(bytemuck::cast_slice(&vec![f32::NAN; row.len()]));
+    Checkpoint::open(forge::write_archive(&entries, false).path()).unwrap()
+}
+
+#[test]
+fn what_is_not_finite_is_an_error_of_its_structure_and_of_no_other() {
+    let systems: Vec<System> = ["ammonium", "water", "copper_primitive", "ethanol"]
+        .map(golden)
+        .to_vec();
+    let systems: Vec<&System> = systems.iter().collect();
+    let broken = Arc::new(without_number_for(8));
+    for precision in [Precision::F32, Precision::Tf32, Precision::F16] {
+        let make = |checkpoint: &Arc<Checkpoint>| {
+            let device = Arc::new(HostDevice::default());
+            UmaPotential::on_cuda(checkpoint.clone(), options(precision), device).unwrap()
+        };
+        let expected = answers(&make(&checkpoint("1p2")), &systems);
+        let potential = make(&broken);
+        // As it is, and as a graph.
+        for run in 0..3 {
+            let found = evaluate(&potential, &systems, MAX_EDGES);
+            for (i, found) in found.into_iter().enumerate() {
+                let what = format!("{precision}, run {run}, system {i}");
+                match systems[i].numbers.contains(&8) {
+                    true => {
+                        let error = found.unwrap_err();
+                        assert_eq!(
+                            error,
+                            EvaluationError::NotFinite { what: "energy" },
+                            "{what}"
+                        );
+                    }
+                    false => assert_eq!(found.unwrap(), expected[i], "{what}"),
+                }
+            }
+        }
+        // A worker tells the session of that structure, and goes on with the others.
+        let states: Vec<State> = systems.iter().map(|&s| at_rest(s.clone())).collect();
+        let outcomes = try_run(&steps(0, &states), &potential, MAX_EDGES).unwrap();
+        for (outcome, system) in outcomes.iter().zip(&systems) {
+            assert_eq!(outcome.result.is_err(), system.numbers.contains(&8));
+        }
+    }
 }
 
 // --- as a worker asks ------------------------------------------------------------------------
 
 const NVE: Method = Method::VelocityVerlet { timestep_fs: 0.5 };
 
-fn shard(id: u64, states: &[State]) -> Shard {
-    let job = |(k, state): (usize, &State)| Job {
-        session: SessionId(k as u64),
-        serial: 10 + k as u64,
-        task: Task::Step(NVE),
-        state: state.clone(),
-    };
-    Shard {
+fn steps(id: u64, states: &[State]) -> Shard {
+    shard(
         id,
-        jobs: states.iter().enumerate().map(job).collect(),
-    }
-}
-
-fn at_rest(system: System) -> State {
-    State {
-        velocities: vec![[0.0; 3]; system.len()],
-        system,
-        seed: 7,
-        ..State::default()
-    }
+        states.iter().map(|state| (Task::Step(NVE), state.clone())),
+    )
 }
 
 fn stepped(outcomes: Vec<Outcome>) -> Vec<State> {
@@ -247,7 +292,7 @@ fn a_worker_steps_on_the_device_with_one_graph_and_counts_its_edges() {
     let mut states: Vec<State> = systems.into_iter().map(at_rest).collect();
     for step in 0..4 {
         let before = device.graph_launches();
-        let outcomes = try_run(&shard(step, &states), &potential, MAX_EDGES).unwrap();
+        let outcomes = try_run(&steps(step, &states), &potential, MAX_EDGES).unwrap();
         for (outcome, state) in outcomes.iter().zip(&states) {
             let moved = &outcome.result.as_ref().unwrap().system;
             let (cutoff, kept) = (potential.cutoff_angstrom(), potential.max_neighbors());
@@ -363,7 +408,7 @@ fn two_shards_in_hand_at_a_time_have_the_outcomes_of_one_after_the_other() {
     let device = Arc::new(HostDevice::default());
     let potential = on_device("1p2", Precision::F32, &device);
     let states: Vec<State> = random_systems("omol").into_iter().map(at_rest).collect();
-    let shards: Vec<Shard> = (0..4).map(|k| shard(k as u64, &states[k..k + 2])).collect();
+    let shards: Vec<Shard> = (0..4).map(|k| steps(k as u64, &states[k..k + 2])).collect();
     let expected = shards
         .iter()
         .map(|shard| (shard.id, try_run(shard, &potential, MAX_EDGES).unwrap()));
@@ -385,6 +430,40 @@ fn two_shards_in_hand_at_a_time_have_the_outcomes_of_one_after_the_other() {
     let mut found: Vec<(u64, Vec<Outcome>)> = ids.zip(ready.0.answers).collect();
     found.sort_by_key(|(id, _)| *id);
     assert_eq!(found, expected);
+}
+
+/// The inputs of the second shard are copied, and its kernels queued, while the first is waited for.
+#[test]
+fn a_second_shard_is_on_the_device_before_the_first_is_done() {
+    let device = Arc::new(HostDevice::default());
+    let potential = on_device("1p2", Precision::F32, &device);
+    let systems = random_systems("omol");
+    let parts = [&systems[..2], &systems[2..4]].map(|part| part.iter().collect::<Vec<_>>());
+    let expected = parts.clone().map(|part| answers(&potential, &part));
+    let before = device.uploads_beside();
+    // Whoever waits for a shard goes on only when another waits too.
+    let waiting = (Mutex::new(0), Condvar::new());
+    device.on_wait(move || {
+        let (count, changed) = &waiting;
+        let mut count = count.lock().unwrap();
+        *count += 1;
+        changed.notify_all();
+        let patience = Duration::from_secs(100);
+        let waited = changed
+            .wait_timeout_while(count, patience, |count| *count < 2)
+            .unwrap();
+        let late = waited.1.timed_out();
+        assert!(!late, "nobody else could queue a shard meanwhile");
+    });
+    let found = std::thread::scope(|scope| {
+        let threads = parts.each_ref().map(|part| {
+            let potential = &potential;
+            scope.spawn(move || answers(potential, part))
+        });
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(found, expected);
+    assert_eq!(device.uploads_beside(), before + 2);
 }
 
 #[test]
@@ -410,7 +489,7 @@ fn a_cuda_error_takes_the_worker_out_until_a_fresh_context_gives_the_same_number
         probe: states[0].system.clone(),
     };
     let mut script = Script {
-        shards: [1, 2, 3].map(|id| shard(id, &states)).to_vec().into_iter(),
+        shards: [1, 2, 3].map(|id| steps(id, &states)).to_vec().into_iter(),
         device: device.clone(),
         strikes: vec![2],
         said: Vec::new(),

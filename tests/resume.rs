@@ -58,7 +58,7 @@ impl Running {
         settings: SessionSettings,
         recorder: impl RecordSink + Send + 'static,
         store: impl StateStore + Send + 'static,
-        restored: Vec<(Session, Arc<Owner>)>,
+        restored: Vec<Adopted>,
     ) -> Running {
         let (engine, heard) = events();
         let body = thread_body(Arc::new(LennardJones::default()), MAX_EDGES);
@@ -401,12 +401,15 @@ fn computed_by() -> ComputedBy {
     }
 }
 
+/// A session with its owner, as the engine takes it over.
+type Adopted = (Session, Arc<Owner>);
+
 /// What the engine restores from: sessions with their owners, and the files that were recorded.
 fn restore(
     directory: &StateDirectory,
     settings: &SessionSettings,
     owners: &Owners,
-) -> Vec<((Session, Arc<Owner>), Option<PathBuf>)> {
+) -> Vec<(Adopted, Option<PathBuf>)> {
     let (found, refused) = directory.read().unwrap();
     assert_eq!(refused, []);
     let settings = Arc::new(settings.clone());

@@ -12,83 +12,16 @@ mod reproducible;
 #[path = "uma/sizes.rs"]
 mod sizes;
 
+use common::goldens::{Entry, checkpoint, difference, golden, goldens, json, largest, potential};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
 use umaserve::neighbors::NeighborList;
 use umaserve::potential::evaluate;
-use umaserve::potential::uma::{Checkpoint, Precision, UmaOptions, UmaPotential};
+use umaserve::potential::uma::{Precision, UmaPotential};
 use umaserve::system::{Cell, Evaluation, System};
 
 const MAX_EDGES: usize = 1_000_000;
 const MODELS: [&str; 4] = ["1p1", "1p2", "m", "esen"];
-
-#[derive(Deserialize)]
-struct Goldens {
-    entries: Vec<Entry>,
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    name: String,
-    task: String,
-    numbers: Vec<u8>,
-    positions: Vec<[f64; 3]>,
-    cell: [[f64; 3]; 3],
-    pbc: [bool; 3],
-    charge: i32,
-    spin: i32,
-    energy: f64,
-    forces: Vec<[f64; 3]>,
-    stress: Option<[[f64; 3]; 3]>,
-}
-
-impl Entry {
-    fn system(&self) -> System {
-        System {
-            numbers: self.numbers.clone(),
-            positions: self.positions.clone(),
-            cell: Cell {
-                vectors: self.cell,
-                periodic: self.pbc,
-            },
-            charge: self.charge,
-            spin: self.spin,
-            task: self.task.clone(),
-        }
-    }
-}
-
-fn data(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name)
-}
-
-fn json<T: for<'a> Deserialize<'a>>(name: &str) -> T {
-    let text = std::fs::read_to_string(data(name)).unwrap();
-    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}"))
-}
-
-fn checkpoint(model: &str) -> Arc<Checkpoint> {
-    Arc::new(Checkpoint::open(data(&format!("nano-{model}.pt"))).unwrap())
-}
-
-fn potential(model: &str, precision: Precision) -> UmaPotential {
-    let options = UmaOptions {
-        precision,
-        ..UmaOptions::default()
-    };
-    UmaPotential::on_cpu(checkpoint(model), options).unwrap()
-}
-
-/// A system of the golden files by name; they are the same for all models.
-fn golden(name: &str) -> System {
-    let goldens: Goldens = json("nano-1p2.json");
-    let entry = goldens.entries.iter().find(|e| e.name == name);
-    entry.unwrap_or_else(|| panic!("no {name}")).system()
-}
 
 fn answers(potential: &UmaPotential, systems: &[System]) -> Vec<Evaluation> {
     let systems: Vec<&System> = systems.iter().collect();
@@ -98,31 +31,15 @@ fn answers(potential: &UmaPotential, systems: &[System]) -> Vec<Evaluation> {
         .collect()
 }
 
-fn largest<'a>(rows: impl IntoIterator<Item = &'a [f64; 3]>) -> f64 {
-    rows.into_iter()
-        .flatten()
-        .fold(0.0, |a: f64, x| a.max(x.abs()))
-}
-
-fn difference(a: &[[f64; 3]], b: &[[f64; 3]]) -> f64 {
-    let rows: Vec<[f64; 3]> = a
-        .iter()
-        .zip(b)
-        .map(|(a, b)| std::array::from_fn(|k| a[k] - b[k]))
-        .collect();
-    assert_eq!(a.len(), b.len());
-    largest(&rows)
-}
-
 /// Largest errors over a golden file: energy per atom, forces, stress; each with its scale.
 fn errors(model: &str, precision: Precision) -> Vec<(String, f64, f64, f64)> {
     let potential = potential(model, precision);
-    let goldens: Goldens = json(&format!("nano-{model}.json"));
-    assert!(goldens.entries.len() >= 19);
-    let systems: Vec<System> = goldens.entries.iter().map(Entry::system).collect();
-    let force_scale = largest(goldens.entries.iter().flat_map(|e| &e.forces));
+    let goldens = goldens(model);
+    assert!(goldens.len() >= 19);
+    let systems: Vec<System> = goldens.iter().map(Entry::system).collect();
+    let force_scale = largest(goldens.iter().flat_map(|e| &e.forces));
     let mut out = Vec::new();
-    for (entry, answer) in goldens.entries.iter().zip(answers(&potential, &systems)) {
+    for (entry, answer) in goldens.iter().zip(answers(&potential, &systems)) {
         let atoms = entry.numbers.len() as f64;
         let energy = (answer.energy - entry.energy).abs() / atoms;
         let force = difference(&answer.forces, &entry.forces);
@@ -145,9 +62,9 @@ fn errors(model: &str, precision: Precision) -> Vec<(String, f64, f64, f64)> {
 #[test]
 fn agrees_with_fairchem_in_double_precision() {
     for model in MODELS {
-        let goldens: Goldens = json(&format!("nano-{model}.json"));
-        let forces = largest(goldens.entries.iter().flat_map(|e| &e.forces));
-        let periodic = goldens.entries.iter().filter(|e| e.pbc.contains(&true));
+        let goldens = goldens(model);
+        let forces = largest(goldens.iter().flat_map(|e| &e.forces));
+        let periodic = goldens.iter().filter(|e| e.pbc.contains(&true));
         let stress = largest(periodic.filter_map(|e| e.stress.as_ref()).flatten());
         for (name, energy, force_error, stress_error) in errors(model, Precision::F64) {
             assert!(

@@ -3,8 +3,9 @@
 mod common;
 
 use common::LennardJones;
+use common::jobs::{at_rest, shard};
 use common::viewer::cluster;
-use umaserve::comm::{Job, Outcome, SessionId, Shard, Task};
+use umaserve::comm::{Outcome, SessionId, Shard, Task};
 use umaserve::dynamics::{Method, State, begin_step, end_step};
 use umaserve::neighbors::NeighborList;
 use umaserve::potential::{EdgeGradients, EvaluationError, Potential, evaluate};
@@ -18,30 +19,6 @@ const LANGEVIN: Method = Method::Langevin {
     temperature_kelvin: 300.0,
     friction: 0.02,
 };
-
-fn at_rest(system: System) -> State {
-    State {
-        velocities: vec![[0.0; 3]; system.len()],
-        system,
-        seed: 7,
-        ..State::default()
-    }
-}
-
-fn shard(jobs: impl IntoIterator<Item = (Task, State)>) -> Shard {
-    let jobs = jobs.into_iter().enumerate();
-    Shard {
-        id: 1,
-        jobs: jobs
-            .map(|(k, (task, state))| Job {
-                session: SessionId(k as u64),
-                serial: 10 + k as u64,
-                task,
-                state,
-            })
-            .collect(),
-    }
-}
 
 fn potential() -> LennardJones {
     LennardJones::default()
@@ -79,7 +56,7 @@ fn a_step_is_begin_evaluate_end() {
     end_step(&LANGEVIN, &mut expected, evaluation).unwrap();
 
     let outcomes = run(
-        &shard([(Task::Step(LANGEVIN), state)]),
+        &shard(1, [(Task::Step(LANGEVIN), state)]),
         &potential(),
         MAX_EDGES,
     );
@@ -90,7 +67,7 @@ fn a_step_is_begin_evaluate_end() {
 fn an_evaluation_changes_nothing_but_the_evaluation() {
     let state = at_rest(cluster(5, 0));
     let outcomes = run(
-        &shard([(Task::Evaluate, state.clone())]),
+        &shard(1, [(Task::Evaluate, state.clone())]),
         &potential(),
         MAX_EDGES,
     );
@@ -107,9 +84,9 @@ fn an_evaluation_changes_nothing_but_the_evaluation() {
 #[test]
 fn jobs_in_a_batch_have_the_outcomes_of_jobs_alone() {
     let jobs = mixed_jobs();
-    let together = run(&shard(jobs.clone()), &potential(), MAX_EDGES);
+    let together = run(&shard(1, jobs.clone()), &potential(), MAX_EDGES);
     for (k, (task, state)) in jobs.into_iter().enumerate() {
-        let alone = run(&shard([(task, state)]), &potential(), MAX_EDGES);
+        let alone = run(&shard(1, [(task, state)]), &potential(), MAX_EDGES);
         assert_eq!(together[k].session, SessionId(k as u64));
         assert_eq!(together[k].serial, 10 + k as u64);
         assert_eq!(together[k].result, alone[0].result);
@@ -125,7 +102,7 @@ fn outcomes_tell_the_edges_of_the_last_evaluation() {
         position[0] += 100.0 * atom as f64;
     }
     let jobs = [near, far].map(|system| (Task::Evaluate, at_rest(system)));
-    let outcomes = run(&shard(jobs), &potential(), MAX_EDGES);
+    let outcomes = run(&shard(1, jobs), &potential(), MAX_EDGES);
     assert_eq!(outcomes[0].edges, 12, "four atoms, all within the cutoff");
     assert_eq!(outcomes[1].edges, 0);
 }
@@ -163,7 +140,7 @@ fn what_is_wrong_with_a_job_is_its_own_error() {
         (Task::Evaluate, crowded),
         good(),
     ];
-    let outcomes = run(&shard(jobs), &potential(), 500);
+    let outcomes = run(&shard(1, jobs), &potential(), 500);
     let errors = errors(&outcomes);
     assert_eq!(errors[0], None);
     assert!(
@@ -214,8 +191,8 @@ fn a_panic_of_the_potential_costs_only_the_job_that_causes_it() {
     uranium.system.numbers[0] = 92;
     let good = (Task::Step(LANGEVIN), at_rest(cluster(8, 0)));
     let jobs = [good.clone(), (Task::Evaluate, uranium), good.clone()];
-    let outcomes = run(&shard(jobs), &Fragile(potential()), MAX_EDGES);
-    let alone = run(&shard([good]), &potential(), MAX_EDGES);
+    let outcomes = run(&shard(1, jobs), &Fragile(potential()), MAX_EDGES);
+    let alone = run(&shard(1, [good]), &potential(), MAX_EDGES);
     assert!(
         errors(&outcomes)[1]
             .unwrap()
@@ -228,7 +205,7 @@ fn a_panic_of_the_potential_costs_only_the_job_that_causes_it() {
 
 #[test]
 fn an_empty_shard_has_no_outcomes() {
-    assert!(run(&shard([]), &potential(), MAX_EDGES).is_empty());
+    assert!(run(&shard(1, []), &potential(), MAX_EDGES).is_empty());
 }
 
 /// A potential whose device fails after some evaluations, and one that takes its place.
@@ -304,7 +281,7 @@ fn a_worker_whose_device_fails_says_so_and_comes_back_with_the_same_numbers() {
     let shards = || {
         let shard = |id| Shard {
             id,
-            ..shard(mixed_jobs())
+            ..shard(1, mixed_jobs())
         };
         (1..=3).map(shard).collect::<Vec<_>>().into_iter()
     };

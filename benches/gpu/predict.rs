@@ -1,18 +1,25 @@
 //! What an evaluation takes at best: products over the rate of the units, bytes over the bandwidth of
 //! the memory, operation by operation, and the launches. It says where time can be won, and
 //! whether a measured time is as it should be.
+//!
+//! A second count adds what the products read from the second-level cache: a tile of 128 x 128 reads
+//! both its operands from there, so that every operand is read once for each tile that it meets.
 
 use std::fmt::Write;
-use umaserve::nn::{Op, Program};
+use umaserve::backend::cuda::{self, EdgeNumbers};
+use umaserve::nn::{Op, Program, So2Weights};
 use umaserve::potential::uma::Precision;
 
 /// An H100 SXM. Products with `mma` instructions, which run at about 0.62 of what `wgmma` would
 /// (Luo et al., "Benchmarking and Dissecting the NVIDIA Hopper GPU Architecture", 2024); memory as
 /// a large copy moves it.
-const TF32_PER_SECOND: f64 = 0.62 * 495e12;
 const F16_PER_SECOND: f64 = 0.62 * 989e12;
 const F32_PER_SECOND: f64 = 67e12;
 const BYTES_PER_SECOND: f64 = 3.0e12;
+/// From the second-level cache (an assumption: measurements of others lie around it).
+const CACHE_BYTES_PER_SECOND: f64 = 5.5e12;
+/// Rows and columns of a tile.
+const TILE: f64 = 128.0;
 /// From the end of one kernel of a graph to the first work of the next.
 const LAUNCH_SECONDS: f64 = 1.5e-6;
 
@@ -31,6 +38,8 @@ struct Cost {
     bytes: f64,
     launches: f64,
     seconds: f64,
+    /// With reads from the second-level cache.
+    cached_seconds: f64,
 }
 
 impl Cost {
@@ -39,24 +48,62 @@ impl Cost {
         self.bytes += other.bytes;
         self.launches += other.launches;
         self.seconds += other.seconds;
+        self.cached_seconds += other.cached_seconds;
     }
 }
 
 struct Rates {
-    flop: f64,
-    /// Bytes of an edge value.
-    stored: f64,
+    /// Of products of edge values and of atom values.
+    edges: f64,
+    atoms: f64,
+    /// Bytes of an edge value that products write, and of one that they read.
+    value: f64,
+    operand: f64,
 }
 
-/// One launch of each chunk: products of so many multiply-adds and so many bytes in all.
-fn launch(rates: &Rates, chunks: f64, macs: f64, bytes: f64) -> Cost {
-    let flop = 2.0 * macs;
+/// What one edge or atom costs in one kernel.
+#[derive(Clone, Copy, Default)]
+struct Work {
+    /// Multiply-adds of products.
+    macs: f64,
+    /// The same outside of matrix units.
+    plain_macs: f64,
+    /// To and from memory.
+    bytes: f64,
+    /// From the second-level cache.
+    cached: f64,
+}
+
+/// One launch of each chunk: `count` edges or atoms in all.
+fn launch(rate: f64, chunks: f64, count: f64, work: Work) -> Cost {
+    let arithmetic = 2.0 * (work.macs / rate + work.plain_macs / F32_PER_SECOND);
+    let waiting = chunks * LAUNCH_SECONDS;
+    let seconds = count * arithmetic.max(work.bytes / BYTES_PER_SECOND);
     Cost {
-        flop,
-        bytes,
+        flop: 2.0 * count * (work.macs + work.plain_macs),
+        bytes: count * work.bytes,
         launches: chunks,
-        seconds: (flop / rates.flop).max(bytes / BYTES_PER_SECOND) + chunks * LAUNCH_SECONDS,
+        seconds: seconds + waiting,
+        cached_seconds: seconds.max(count * work.cached / CACHE_BYTES_PER_SECOND) + waiting,
     }
+}
+
+/// Reads of a product from the second-level cache: rows of `k` numbers of `bytes` each once for every
+/// tile of columns, the matrix once for every tile of rows.
+fn cached(k: f64, n: f64, bytes: f64, operand: f64) -> f64 {
+    k * (n / TILE).ceil() * bytes + k * n * operand / TILE
+}
+
+/// The blocks (k, n) of an SO(2) map.
+fn blocks(program: &Program, weights: &So2Weights) -> Vec<(f64, f64)> {
+    let shape = |w: umaserve::nn::Weight| {
+        let shape = &program.weights[w.0].shape;
+        (shape[shape.len() - 1] as f64, shape[shape.len() - 2] as f64)
+    };
+    let complex = weights.m.iter().map(|&w| shape(w));
+    // Real and imaginary rows of both sides.
+    let complex = complex.map(|(k, n)| (2.0 * k, n));
+    std::iter::once(shape(weights.m0)).chain(complex).collect()
 }
 
 fn all(costs: &[Cost]) -> Cost {
@@ -65,11 +112,12 @@ fn all(costs: &[Cost]) -> Cost {
     sum
 }
 
-/// Name, forward, what runs again before the backward pass (if nothing is kept), backward.
+/// Name, forward and backward with everything kept, and what is added where the radial networks run
+/// again before the backward pass.
 fn costs(program: &Program, rates: &Rates, size: Size) -> Vec<(&'static str, [Cost; 3])> {
     let (n, e) = (size.atoms as f64, size.edges as f64);
     let chunks = size.edges.div_ceil(size.chunk_edges).max(1) as f64;
-    let s = rates.stored;
+    let (v, o) = (rates.value, rates.operand);
     let c = program.channels as f64;
     let width = |buf| program.width(buf) as f64;
     let elements = |w: umaserve::nn::Weight| -> f64 {
@@ -77,65 +125,145 @@ fn costs(program: &Program, rates: &Rates, size: Size) -> Vec<(&'static str, [Co
     };
     let node = program.layout.rows as f64 * c * 4.0;
     let wigner = 4.0 * program.layout.wigner_len as f64;
-    let edge = |macs: f64, bytes: f64| launch(rates, chunks, e * macs, e * bytes);
-    let atom = |macs: f64, bytes: f64| launch(rates, 1.0, n * macs, n * bytes);
+    let edge = |work: Work| launch(rates.edges, chunks, e, work);
+    let atom = |macs: f64, bytes: f64| {
+        let work = Work {
+            macs,
+            bytes,
+            ..Work::default()
+        };
+        launch(rates.atoms, 1.0, n, work)
+    };
+    let moved = |bytes: f64| Work {
+        bytes,
+        ..Work::default()
+    };
+    let product = |k: f64, n: f64, read: f64, bytes: f64| Work {
+        macs: k * n,
+        bytes,
+        cached: cached(k, n, read, o),
+        ..Work::default()
+    };
     let none = Cost::default;
     let mut found = Vec::new();
-    for op in &program.ops {
+    for (i, op) in program.ops.iter().enumerate() {
         found.push(match op {
             Op::Radial { mlp, out, .. } => {
                 let a = program.weights[mlp.first_bias.0].shape[0] as f64;
-                let (second, third) = (elements(mlp.second.0), elements(mlp.third.0));
                 let out = width(*out);
-                let forward = all(&[
-                    edge(program.basis as f64 * a, 12.0 + a * s),
-                    edge(second, a * s + a * 4.0),
-                    edge(0.0, a * 4.0 + a * s),
-                    edge(third, a * s + out * s),
-                ]);
+                let first = Work {
+                    plain_macs: program.basis as f64 * a,
+                    bytes: 12.0 + a * o,
+                    ..Work::default()
+                };
+                let two = [
+                    edge(first),
+                    edge(product(a, a, o, a * o + a * 4.0)),
+                    edge(moved(a * 4.0 + a * o)),
+                ];
+                let third = edge(product(a, out, o, a * o + out * v));
+                // Counted with the gather that it does too.
+                let gathers = matches!(program.ops[i + 1], Op::GatherRotateScale { .. });
+                let forward = match gathers {
+                    true => all(&two),
+                    false => all(&[all(&two), third.clone()]),
+                };
                 let backward = all(&[
-                    edge(third, out * s + a * s),
-                    edge(0.0, a * 4.0 + 2.0 * a * s),
-                    edge(second, 2.0 * a * s),
-                    edge(2.0 * program.basis as f64 * a, 12.0 + a * s),
+                    edge(product(out, a, o, out * o + a * v)),
+                    edge(moved(a * 4.0 + a * v + a * o)),
+                    edge(product(a, a, o, a * o + a * v)),
+                    edge(Work {
+                        plain_macs: 2.0 * program.basis as f64 * a,
+                        bytes: 12.0 + a * v,
+                        ..Work::default()
+                    }),
                 ]);
-                ("radial networks", [forward.clone(), forward, backward])
+                (
+                    "radial networks",
+                    [forward, backward, all(&[all(&two), third])],
+                )
             }
             Op::GatherRotateScale { radial, out, .. } => {
-                let (radial, out) = (width(*radial) * s, width(*out) * s);
                 let macs = (program.layout.wigner_len * 2 * program.channels) as f64;
-                let forward = edge(macs, radial + out + wigner);
+                let numbers = width(*radial);
+                // The last radial layer is in it.
+                let a = match &program.ops[i - 1] {
+                    Op::Radial { mlp, .. } => program.weights[mlp.first_bias.0].shape[0] as f64,
+                    _ => 0.0,
+                };
+                let bytes = a * o + numbers * v + width(*out) * o + wigner;
+                let forward = Work {
+                    plain_macs: macs,
+                    ..product(a, numbers, o, bytes)
+                };
                 // Every number twice, of the source and of the target half apart.
-                let backward = edge(2.0 * macs, 2.0 * radial + out + 2.0 * wigner);
-                ("gather, rotate, scale", [forward, none(), backward])
+                let backward = Work {
+                    plain_macs: 2.0 * macs,
+                    bytes: numbers * (v + o) + width(*out) * v + 2.0 * wigner,
+                    ..Work::default()
+                };
+                (
+                    "gather, rotate, scale",
+                    [edge(forward), edge(backward), none()],
+                )
             }
             Op::So2Linear {
                 x, weights, out, ..
             } => {
-                let complex: f64 = weights.m.iter().map(|w| elements(*w)).sum();
-                let macs = elements(weights.m0) + 2.0 * complex;
-                let product = edge(macs, width(*x) * s + width(*out) * s);
-                ("SO(2) maps", [product.clone(), none(), product])
+                let gate = program.ops[..i].iter().rev().find_map(|op| match op {
+                    Op::GateEdges { x: gated, out, .. } if out == x => Some(*gated),
+                    _ => None,
+                });
+                // Through the gate: a value and its gate for every operand.
+                let (read, input) = match gate {
+                    Some(gated) => (2.0 * v, width(gated) * v),
+                    None => (o, width(*x) * o),
+                };
+                let blocks = blocks(program, weights);
+                let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+                    blocks.iter().map(|&(k, n)| f(k, n)).sum()
+                };
+                let macs = sum(&|k, n| k * n);
+                let forward = Work {
+                    macs,
+                    bytes: input + width(*out) * v,
+                    cached: sum(&|k, n| cached(k, n, read, o)),
+                    ..Work::default()
+                };
+                let backward = Work {
+                    macs,
+                    bytes: width(*out) * o + width(*x) * v,
+                    cached: sum(&|k, n| cached(n, k, o, o)),
+                    ..Work::default()
+                };
+                ("SO(2) maps", [edge(forward), edge(backward), none()])
             }
             Op::GateEdges { x, out, .. } => {
-                let backward = edge(0.0, 2.0 * width(*x) * s + width(*out) * s);
-                ("gates of edges", [none(), none(), backward])
+                let backward = moved(width(*x) * (v + o) + width(*out) * v);
+                ("gates of edges", [none(), edge(backward), none()])
             }
             Op::RotateScatter { message, .. }
             | Op::ScatterRadial {
                 radial: message, ..
             } => {
-                let message = width(*message) * s;
+                let message = width(*message);
                 let macs = (program.layout.wigner_len * program.channels) as f64;
-                let mut forward = edge(macs, message + wigner);
-                forward.add(&atom(0.0, 2.0 * node));
-                let backward = edge(2.0 * macs, 2.0 * message + wigner);
-                ("rotate, scatter", [forward, none(), backward])
+                let work = |macs: f64, bytes: f64| Work {
+                    plain_macs: macs,
+                    bytes,
+                    ..Work::default()
+                };
+                let mut forward = edge(work(macs, message * v + wigner));
+                forward.bytes += n * 2.0 * node;
+                forward.seconds += n * 2.0 * node / BYTES_PER_SECOND;
+                forward.cached_seconds += n * 2.0 * node / BYTES_PER_SECOND;
+                let backward = edge(work(2.0 * macs, message * (v + o) + wigner));
+                ("rotate, scatter", [forward, backward, none()])
             }
             Op::Linear { weight, x, out, .. } => {
                 let bytes = 4.0 * (width(*x) + width(*out));
                 let product = atom(elements(*weight), bytes);
-                ("atoms", [product.clone(), none(), product])
+                ("atoms", [product.clone(), product, none()])
             }
             Op::So3Linear {
                 channels_in,
@@ -147,12 +275,12 @@ fn costs(program: &Program, rates: &Rates, size: Size) -> Vec<(&'static str, [Co
                 let bytes = 4.0 * rows * (channels_in + 2 * channels_out) as f64;
                 (
                     "atoms",
-                    [atom(macs, bytes), none(), atom(macs, 2.0 * bytes)],
+                    [atom(macs, bytes), atom(macs, 2.0 * bytes), none()],
                 )
             }
             _ => (
                 "atoms",
-                [atom(0.0, 2.0 * node), none(), atom(0.0, 3.0 * node)],
+                [atom(0.0, 2.0 * node), atom(0.0, 3.0 * node), none()],
             ),
         });
     }
@@ -167,13 +295,20 @@ pub fn table(
     size: Size,
     bytes: [usize; 4],
 ) -> String {
-    let (flop, stored) = match precision {
-        Precision::F16 => (F16_PER_SECOND, 2.0),
-        Precision::Tf32 => (TF32_PER_SECOND, 4.0),
-        Precision::F32 | Precision::F64 => (F32_PER_SECOND, 4.0),
+    let (of_backend, edges) = match precision {
+        Precision::F16 => (cuda::Precision::F16, F16_PER_SECOND),
+        Precision::Tf32 => (cuda::Precision::Tf32, F16_PER_SECOND),
+        Precision::F32 | Precision::F64 => (cuda::Precision::F32, F32_PER_SECOND),
+    };
+    let numbers = EdgeNumbers::of(of_backend);
+    let rates = Rates {
+        edges,
+        atoms: F32_PER_SECOND,
+        value: numbers.values.bytes() as f64,
+        operand: numbers.operands.bytes() as f64,
     };
     let mut sums: Vec<(&str, [Cost; 3])> = Vec::new();
-    for (what, costs) in costs(program, &Rates { flop, stored }, size) {
+    for (what, costs) in costs(program, &rates, size) {
         match sums.iter_mut().find(|(known, _)| *known == what) {
             Some((_, sum)) => sum.iter_mut().zip(&costs).for_each(|(a, b)| a.add(b)),
             None => sums.push((what, costs)),
@@ -181,39 +316,52 @@ pub fn table(
     }
     let mut text = format!(
         "\n{name} in {precision}: {} atoms, {} edges; at best on an H100\n\
-         {:<22} {:>9} {:>9} {:>8} {:>9} {:>9} {:>9} {:>8}\n",
-        size.atoms, size.edges, "", "TFLOP", "GB", "launches", "forward", "again", "backward", "ms"
+         {:<22} {:>9} {:>9} {:>8} {:>9} {:>9} {:>8} {:>12} {:>9}\n",
+        size.atoms,
+        size.edges,
+        "",
+        "TFLOP",
+        "GB",
+        "launches",
+        "forward",
+        "backward",
+        "ms",
+        "ms, with L2",
+        "again"
     );
-    let mut total = Cost::default();
-    for (what, costs) in &sums {
-        let sum = all(costs);
-        let ms = costs.each_ref().map(|cost| 1e3 * cost.seconds);
+    let (mut total, mut again) = (Cost::default(), 0.0);
+    for (what, [forward, backward, more]) in &sums {
+        let sum = all(&[forward.clone(), backward.clone()]);
         writeln!(
             text,
-            "{what:<22} {:>9.3} {:>9.2} {:>8.0} {:>9.3} {:>9.3} {:>9.3} {:>8.3}",
+            "{what:<22} {:>9.3} {:>9.2} {:>8.0} {:>9.3} {:>9.3} {:>8.3} {:>12.3} {:>9.3}",
             sum.flop / 1e12,
             sum.bytes / 1e9,
             sum.launches,
-            ms[0],
-            ms[1],
-            ms[2],
-            1e3 * sum.seconds
+            1e3 * forward.seconds,
+            1e3 * backward.seconds,
+            1e3 * sum.seconds,
+            1e3 * sum.cached_seconds,
+            1e3 * more.seconds,
         )
         .expect("a string takes all");
         total.add(&sum);
+        again += more.seconds;
     }
     let mib = bytes.map(|bytes| bytes >> 20);
     writeln!(
         text,
-        "{:<22} {:>9.3} {:>9.2} {:>8.0} {:>29} {:>8.3}\n\
+        "{:<22} {:>9.3} {:>9.2} {:>8.0} {:>19} {:>8.3} {:>12.3} {:>9.3}\n\
          memory without weights: {} MiB; {} MiB with radial networks computed again (the column \
-         \"again\"), {} MiB with messages too, {} MiB with everything",
+         \"again\" comes on top), {} MiB with messages too, {} MiB with everything",
         "all",
         total.flop / 1e12,
         total.bytes / 1e9,
         total.launches,
         "",
         1e3 * total.seconds,
+        1e3 * total.cached_seconds,
+        1e3 * again,
         mib[0],
         mib[1],
         mib[2],

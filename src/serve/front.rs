@@ -151,7 +151,7 @@ impl Front {
             session: session.clone(),
             access: door.access.clone(),
             limits: config.door.limits.clone(),
-            owners: Some(owners.clone()),
+            owners: Some(owners),
             path_prefix: door.connection.path_prefix.clone(),
             tls: door.tls.is_some(),
             threads: match workers {

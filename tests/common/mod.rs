@@ -4,6 +4,8 @@
 #![allow(dead_code)] // Each test binary uses its own part.
 
 pub mod conformance;
+pub mod goldens;
+pub mod jobs;
 pub mod viewer;
 
 use umaserve::neighbors::NeighborList;

@@ -10,7 +10,7 @@ fn edges_are_expanded_as_on_the_cpu() {
     let batch = Batch::new(&molecules());
     for layout in LAYOUTS {
         for order in ORDERS {
-            let bench = Bench::new(layout, 4, false, order);
+            let bench = Bench::new(layout, 4, Precision::F32, order);
             let layout = &bench.layout;
             let edges = batch.edges();
             let distance = bench.float_space(edges);
@@ -58,7 +58,7 @@ fn forces_and_virials_come_from_edges() {
     let batch = Batch::new(&molecules());
     let (atoms, edges) = (batch.atoms(), batch.edges());
     for order in ORDERS {
-        let bench = Bench::new((2, 2), 4, false, order);
+        let bench = Bench::new((2, 2), 4, Precision::F32, order);
         let random = &mut Random::new(9);
         let (d_distance, d_envelope) = (random.values(edges), random.values(edges));
         let torques = [(); 2].map(|_| random.values(3 * edges));

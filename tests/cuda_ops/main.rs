@@ -2,6 +2,7 @@
 //! bits in other batches, chunks and orders of threads.
 #![cfg(feature = "host-kernels")]
 
+mod gather_gemm;
 mod geometry;
 mod node;
 mod radial;
@@ -10,11 +11,11 @@ mod rotate;
 use half::f16;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use umaserve::backend::cuda::Precision;
 use umaserve::backend::cuda::device::Device;
 use umaserve::backend::cuda::host::{HostDevice, ThreadOrder};
 use umaserve::backend::cuda::params::{Chunk, DevicePtr, Params};
 use umaserve::backend::cuda::shapes::{Launch, Shapes};
+use umaserve::backend::cuda::{EdgeNumbers, Number, Precision};
 use umaserve::nn::{Buf, Op, Program};
 use umaserve::so3::{Layout, Wigner};
 
@@ -216,18 +217,24 @@ impl Batch {
     }
 }
 
-/// A device, the launches of a program of one operation of each kind, and the number type of edge
+/// A device, the launches of a program of one operation of each kind, and the number types of edge
 /// values.
 struct Bench {
     device: HostDevice,
     shapes: Shapes,
     layout: Layout,
     channels: usize,
-    half: bool,
+    precision: Precision,
+    numbers: EdgeNumbers,
 }
 
 impl Bench {
-    fn new((lmax, mmax): (usize, usize), channels: usize, half: bool, order: ThreadOrder) -> Bench {
+    fn new(
+        (lmax, mmax): (usize, usize),
+        channels: usize,
+        precision: Precision,
+        order: ThreadOrder,
+    ) -> Bench {
         let layout = Layout::new(lmax, mmax);
         let (x, out) = (Buf(0), Buf(0));
         let program = Program {
@@ -248,16 +255,13 @@ impl Bench {
             ],
             atom_energy: x,
         };
-        let precision = match half {
-            true => Precision::F16,
-            false => Precision::F32,
-        };
         Bench {
             device: HostDevice::new(order),
             shapes: Shapes::new(&program, precision),
             layout,
             channels,
-            half,
+            precision,
+            numbers: EdgeNumbers::of(precision),
         }
     }
 
@@ -281,32 +285,42 @@ impl Bench {
         self.floats(&vec![0.0; count])
     }
 
-    /// Edge values.
-    fn stored(&self, values: &[f64]) -> DevicePtr {
-        match self.half {
-            true => self.put(
+    fn numbers(&self, values: &[f64], number: Number) -> DevicePtr {
+        match number {
+            Number::F16 => self.put(
                 &values
                     .iter()
                     .map(|&x| f16::from_f64(x).to_bits())
                     .collect::<Vec<_>>(),
             ),
-            false => self.floats(values),
+            Number::F32 => self.floats(values),
         }
+    }
+
+    /// Edge values.
+    fn stored(&self, values: &[f64]) -> DevicePtr {
+        self.numbers(values, self.numbers.values)
     }
 
     /// What becomes of a value that is stored.
     fn rounded(&self, values: &[f64]) -> Vec<f64> {
-        let round = |&x: &f64| match self.half {
-            true => f16::from_f64(x).to_f64(),
-            false => f64::from(x as f32),
+        let round = |&x: &f64| match self.numbers.values {
+            Number::F16 => f16::from_f64(x).to_f64(),
+            Number::F32 => f64::from(x as f32),
         };
         values.iter().map(round).collect()
     }
 
-    /// Memory for edge values that a kernel must write.
-    fn stored_space(&self, count: usize) -> DevicePtr {
-        let size = if self.half { 2 } else { 4 };
-        self.device().alloc((count * size).max(16)).unwrap()
+    /// Memory for numbers that a kernel must write.
+    fn number_space(&self, count: usize, number: Number) -> DevicePtr {
+        self.device()
+            .alloc((count * number.bytes()).max(16))
+            .unwrap()
+    }
+
+    /// The same for operands.
+    fn operand_space(&self, count: usize) -> DevicePtr {
+        self.number_space(count, self.numbers.operands)
     }
 
     fn float_space(&self, count: usize) -> DevicePtr {
@@ -318,13 +332,17 @@ impl Bench {
         values.into_iter().map(f64::from).collect()
     }
 
-    fn get_stored(&self, from: DevicePtr, count: usize) -> Vec<f64> {
-        match self.half {
-            true => {
+    fn get_operands(&self, from: DevicePtr, count: usize) -> Vec<f64> {
+        self.get_numbers(from, count, self.numbers.operands)
+    }
+
+    fn get_numbers(&self, from: DevicePtr, count: usize, number: Number) -> Vec<f64> {
+        match number {
+            Number::F16 => {
                 let values: Vec<u16> = self.device().download(from, count).unwrap();
                 values.iter().map(|&x| f16::from_bits(x).to_f64()).collect()
             }
-            false => self.get(from, count),
+            Number::F32 => self.get(from, count),
         }
     }
 
@@ -332,16 +350,18 @@ impl Bench {
         self.device().launch(kernel, size, params).unwrap();
     }
 
-    /// Relative to the largest value.
+    /// Of operands, relative to the largest value.
     fn tolerance(&self) -> f64 {
-        if self.half { 1.5e-3 } else { 3e-6 }
+        match self.numbers.operands {
+            Number::F16 => 1.5e-3,
+            Number::F32 => 3e-6,
+        }
     }
 
     fn name(&self) -> String {
-        let stored = if self.half { "f16" } else { "f32" };
         format!(
-            "lmax {} mmax {} C {} {stored}",
-            self.layout.lmax, self.layout.mmax, self.channels
+            "lmax {} mmax {} C {} {}",
+            self.layout.lmax, self.layout.mmax, self.channels, self.precision
         )
     }
 }
@@ -361,7 +381,7 @@ fn assert_close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
 /// The layouts with some numbers of channels: by 4 and odd, less than a warp, several warps.
 fn benches(order: ThreadOrder) -> Vec<Bench> {
     let mut benches = Vec::new();
-    for half in [false, true] {
+    for precision in PRECISIONS {
         for (i, layout) in LAYOUTS.into_iter().enumerate() {
             let channels: &[usize] = match i {
                 2 => &[1, 5, 12, 45, 128, 160],
@@ -369,11 +389,13 @@ fn benches(order: ThreadOrder) -> Vec<Bench> {
                 _ => &[3, 8],
             };
             for &channels in channels {
-                benches.push(Bench::new(layout, channels, half, order));
+                benches.push(Bench::new(layout, channels, precision, order));
             }
         }
     }
     benches
 }
+
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Tf32, Precision::F16];
 
 const ORDERS: [ThreadOrder; 2] = [ThreadOrder::Ascending, ThreadOrder::Shuffled(3)];

@@ -28,7 +28,7 @@ fn node_benches() -> Vec<Bench> {
     let order = |i| ORDERS[i % 2];
     let benches = sizes.into_iter().enumerate();
     benches
-        .map(|(i, (layout, channels))| Bench::new(layout, channels, false, order(i)))
+        .map(|(i, (layout, channels))| Bench::new(layout, channels, Precision::F32, order(i)))
         .collect()
 }
 

@@ -48,8 +48,8 @@ fn activated_backward(x: &[f64], weight: &[f64], bias: &[f64], bar: &[f64]) -> V
 /// Rows shorter than a warp, odd, exactly 128, and longer.
 const WIDTHS: [usize; 9] = [1, 4, 7, 33, 64, 128, 132, 257, 512];
 
-fn bench(half: bool, order: ThreadOrder) -> Bench {
-    Bench::new((1, 1), 4, half, order)
+fn bench(precision: Precision, order: ThreadOrder) -> Bench {
+    Bench::new((1, 1), 4, precision, order)
 }
 
 #[test]
@@ -58,8 +58,8 @@ fn layer_norm_and_its_gradient() {
     // Rows are counted from the first edge of the chunk.
     let chunk = batch.chunks(9)[1];
     let rows = (chunk.edge_end - chunk.edge_begin) as usize;
-    for (half, order) in [(false, ORDERS[0]), (true, ORDERS[1])] {
-        let bench = bench(half, order);
+    for (i, precision) in PRECISIONS.into_iter().enumerate() {
+        let bench = bench(precision, ORDERS[i % 2]);
         for width in WIDTHS {
             let random = &mut Random::new(width as u64);
             let x: Vec<f64> = random
@@ -70,7 +70,7 @@ fn layer_norm_and_its_gradient() {
             let x: Vec<f64> = x.iter().map(|&x| f64::from(x as f32)).collect();
             let (weight, bias) = (random.values(width), random.values(width));
             let bar = bench.rounded(&random.values(rows * width));
-            let out = bench.stored_space(rows * width);
+            let out = bench.operand_space(rows * width);
             let params = LayerNormSiluParams {
                 chunk: bench.put(&[chunk]),
                 x: bench.floats(&x),
@@ -78,14 +78,14 @@ fn layer_norm_and_its_gradient() {
                 bias: bench.floats(&bias),
                 out,
                 width: width as u32,
-                round_tf32: 0,
+                pad: 0,
             };
             bench.launch(bench.shapes.layer_norm_silu(rows + 9, width), &params);
             let expected: Vec<f64> = x
                 .chunks_exact(width)
                 .flat_map(|x| activated(x, &weight, &bias))
                 .collect();
-            let found = bench.get_stored(out, rows * width);
+            let found = bench.get_operands(out, rows * width);
             assert_close(
                 &format!("width {width}"),
                 &found,
@@ -93,17 +93,21 @@ fn layer_norm_and_its_gradient() {
                 bench.tolerance(),
             );
 
-            // In place.
+            // In place where the types are the same.
             let gradient = bench.stored(&bar);
+            let x_gradient = match bench.numbers.values == bench.numbers.operands {
+                true => gradient,
+                false => bench.operand_space(rows * width),
+            };
             let params = LayerNormSiluBackwardParams {
                 chunk: params.chunk,
                 x: params.x,
                 weight: params.weight,
                 bias: params.bias,
                 gradient,
-                x_gradient: gradient,
+                x_gradient,
                 width: width as u32,
-                round_tf32: 0,
+                pad: 0,
             };
             bench.launch(
                 bench.shapes.layer_norm_silu_backward(rows + 9, width),
@@ -114,7 +118,7 @@ fn layer_norm_and_its_gradient() {
                 .zip(bar.chunks_exact(width))
                 .flat_map(|(x, bar)| activated_backward(x, &weight, &bias, bar))
                 .collect();
-            let found = bench.get_stored(gradient, rows * width);
+            let found = bench.get_operands(x_gradient, rows * width);
             if width > 1 {
                 let tolerance = bench.tolerance() * 4.0;
                 assert_close(
@@ -139,8 +143,8 @@ fn the_first_radial_layer_and_its_gradient() {
         .map(|v| v.iter().map(|x| x * x).sum::<f64>().sqrt())
         .map(|d| f64::from(d as f32))
         .collect();
-    for (half, order) in [(false, ORDERS[0]), (true, ORDERS[1])] {
-        let bench = bench(half, order);
+    for (i, precision) in PRECISIONS.into_iter().enumerate() {
+        let bench = bench(precision, ORDERS[i % 2]);
         for (width, basis) in [
             (1, 1),
             (4, 9),
@@ -161,7 +165,7 @@ fn the_first_radial_layer_and_its_gradient() {
             let (norm_weight, norm_bias) = (random.values(width), random.values(width));
             let bar = bench.rounded(&random.values(batch.edges() * width));
             let scale: Vec<f64> = (0..batch.edges())
-                .map(|_| match half {
+                .map(|_| match bench.numbers.scaled() {
                     true => 2f64.powi(random.below(9) as i32 - 4),
                     false => 1.0,
                 })
@@ -192,7 +196,7 @@ fn the_first_radial_layer_and_its_gradient() {
                 let mut found = vec![];
                 for chunk in chunks {
                     let (begin, end) = (chunk.edge_begin as usize, chunk.edge_end as usize);
-                    let out = bench.stored_space((end - begin) * width);
+                    let out = bench.operand_space((end - begin) * width);
                     let params = RadialFirstParams {
                         chunk: bench.put(&[*chunk]),
                         distance: bench.floats(&distance),
@@ -209,12 +213,10 @@ fn the_first_radial_layer_and_its_gradient() {
                         width: width as u32,
                         spacing: spacing as f32,
                         exponent: exponent as f32,
-                        round_tf32: 0,
-                        pad: 0,
                     };
                     let rows = end - begin + 30;
                     bench.launch(bench.shapes.radial_first(rows, width, basis), &params);
-                    found.extend(bench.get_stored(out, (end - begin) * width));
+                    found.extend(bench.get_operands(out, (end - begin) * width));
                     let backward = RadialFirstBackwardParams {
                         chunk: params.chunk,
                         distance: params.distance,
@@ -227,7 +229,7 @@ fn the_first_radial_layer_and_its_gradient() {
                         norm_weight: params.norm_weight,
                         norm_bias: params.norm_bias,
                         gradient: bench.stored(&bar[begin * width..end * width]),
-                        gradient_scale: match half {
+                        gradient_scale: match bench.numbers.scaled() {
                             true => bench.floats(&scale),
                             false => DevicePtr::NULL,
                         },
@@ -242,7 +244,7 @@ fn the_first_radial_layer_and_its_gradient() {
                 }
                 (found, bench.get(d_distance, batch.edges()))
             };
-            let what = format!("width {width}, basis {basis}, half {half}");
+            let what = format!("width {width}, basis {basis} in {precision}");
             let found = run(&[batch.whole()]);
             assert_close(&what, &found.0, &expected, bench.tolerance().max(2e-5));
             assert_close(&what, &found.1, &expected_bar, 1e-4);
@@ -283,7 +285,7 @@ fn gated_edges_and_their_gradient() {
             }
             expected_bar.extend(x_bar);
         }
-        let out = bench.stored_space(rows * width);
+        let out = bench.operand_space(rows * width);
         let params = GateEdgesParams {
             chunk: bench.put(&[chunk]),
             x: bench.stored(&x),
@@ -291,16 +293,19 @@ fn gated_edges_and_their_gradient() {
             channels: c as u32,
             lmax: layout.lmax as u32,
             mmax: layout.mmax as u32,
-            round_tf32: 0,
+            pad: 0,
         };
-        bench.launch(bench.shapes.gate_edges(rows + 50), &params);
-        let found = bench.get_stored(out, rows * width);
+        bench.launch(
+            bench.shapes.gate_edges(rows + 50, bench.numbers.operands),
+            &params,
+        );
+        let found = bench.get_operands(out, rows * width);
         assert_close(&bench.name(), &found, &expected, bench.tolerance());
         for in_place in [false, true] {
             let x = bench.stored(&x);
             let x_gradient = match in_place {
-                true => x,
-                false => bench.stored_space(rows * (gates + width)),
+                true if bench.numbers.values == bench.numbers.operands => x,
+                _ => bench.operand_space(rows * (gates + width)),
             };
             let params = GateEdgesBackwardParams {
                 chunk: params.chunk,
@@ -310,10 +315,15 @@ fn gated_edges_and_their_gradient() {
                 channels: c as u32,
                 lmax: layout.lmax as u32,
                 mmax: layout.mmax as u32,
-                round_tf32: 0,
+                pad: 0,
             };
-            bench.launch(bench.shapes.gate_edges_backward(rows + 50), &params);
-            let found = bench.get_stored(x_gradient, rows * (gates + width));
+            bench.launch(
+                bench
+                    .shapes
+                    .gate_edges_backward(rows + 50, bench.numbers.operands),
+                &params,
+            );
+            let found = bench.get_operands(x_gradient, rows * (gates + width));
             assert_close(&bench.name(), &found, &expected_bar, bench.tolerance());
         }
     }

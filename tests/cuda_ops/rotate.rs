@@ -7,11 +7,11 @@ use umaserve::backend::cuda::params::{
 use umaserve::so3::wigner::generators;
 
 /// What the kernels are given, on edges and atoms of the batch.
-struct Values {
-    wigner: Vec<f64>,
+pub struct Values {
+    pub wigner: Vec<f64>,
     envelope: Vec<f64>,
     /// `[N][S][C]`
-    x: Vec<f64>,
+    pub x: Vec<f64>,
     /// `[E][radial rows][2C]`
     radial: Vec<f64>,
     /// `[E][R][2C]`
@@ -24,7 +24,7 @@ struct Values {
 
 impl Values {
     /// The numbers of a system depend on the system alone.
-    fn new(bench: &Bench, molecules: &[Molecule], seeds: &[u64], orders: Orders) -> Values {
+    pub fn new(bench: &Bench, molecules: &[Molecule], seeds: &[u64], orders: Orders) -> Values {
         let batch = Batch::new(molecules);
         let (c, layout) = (bench.channels, &bench.layout);
         let mut values = Values {
@@ -44,7 +44,7 @@ impl Values {
             let radial = random.values(edges * layout.radial_width(2 * c));
             values.radial.extend(bench.rounded(&radial));
             for _ in 0..edges {
-                let scale = match bench.half {
+                let scale = match bench.numbers.scaled() {
                     true => 2f64.powi(random.below(20) as i32 - 10),
                     false => 1.0,
                 };
@@ -61,7 +61,7 @@ impl Values {
 
 /// Whether messages have all rows or those of m = 0.
 #[derive(Clone, Copy, PartialEq)]
-enum Orders {
+pub enum Orders {
     All,
     Zero,
 }
@@ -113,7 +113,7 @@ fn gather(bench: &Bench, batch: &Batch, values: &Values, chunks: &[Chunk]) -> Ve
     let mut found = Vec::new();
     for chunk in chunks {
         let (begin, end) = (chunk.edge_begin as usize, chunk.edge_end as usize);
-        let out = bench.stored_space((end - begin) * width);
+        let out = bench.operand_space((end - begin) * width);
         let params = GatherRotateScaleParams {
             chunk: bench.put(&[*chunk]),
             source: bench.put(&batch.source),
@@ -123,11 +123,15 @@ fn gather(bench: &Bench, batch: &Batch, values: &Values, chunks: &[Chunk]) -> Ve
             radial: bench.stored(&values.radial[begin * radial_width..end * radial_width]),
             out,
             channels: c as u32,
-            round_tf32: 0,
+            pad: 0,
         };
         // A grid for more than there is.
-        bench.launch(bench.shapes.gather_rotate_scale(end - begin + 40), &params);
-        found.extend(bench.get_stored(out, (end - begin) * width));
+        let rows = end - begin + 40;
+        let launch = bench
+            .shapes
+            .gather_rotate_scale(rows, bench.numbers.operands);
+        bench.launch(launch, &params);
+        found.extend(bench.get_operands(out, (end - begin) * width));
     }
     found
 }
@@ -187,7 +191,7 @@ fn gather_backward(bench: &Bench, batch: &Batch, values: &Values, chunks: &[Chun
     let mut radial = Vec::new();
     for chunk in chunks {
         let (begin, end) = (chunk.edge_begin as usize, chunk.edge_end as usize);
-        let radial_gradient = bench.stored_space((end - begin) * radial_width);
+        let radial_gradient = bench.operand_space((end - begin) * radial_width);
         let params = GatherBackwardParams {
             chunk: bench.put(&[*chunk]),
             batch: bench.put(&[batch.whole()]),
@@ -198,7 +202,7 @@ fn gather_backward(bench: &Bench, batch: &Batch, values: &Values, chunks: &[Chun
             x: bench.floats(&values.x),
             radial: bench.stored(&values.radial[begin * radial_width..end * radial_width]),
             gradient: bench.stored(&values.gradient[begin * width..end * width]),
-            gradient_scale: match bench.half {
+            gradient_scale: match bench.numbers.scaled() {
                 true => bench.floats(&values.scale),
                 false => DevicePtr::NULL,
             },
@@ -208,10 +212,10 @@ fn gather_backward(bench: &Bench, batch: &Batch, values: &Values, chunks: &[Chun
             torque,
             source_torque,
             channels: c as u32,
-            round_tf32: 0,
+            pad: 0,
         };
         bench.launch(bench.shapes.gather_backward(batch.atoms() + 3), &params);
-        radial.extend(bench.get_stored(radial_gradient, (end - begin) * radial_width));
+        radial.extend(bench.get_operands(radial_gradient, (end - begin) * radial_width));
     }
     Gathered {
         radial,
@@ -382,7 +386,7 @@ fn scatter_backward(
 ) -> Scattered {
     let c = bench.channels;
     let width = orders.rows(&bench.layout) * c;
-    let gradient_scale = match bench.half {
+    let gradient_scale = match bench.numbers.scaled() {
         true => bench.float_space(batch.edges()),
         false => DevicePtr::NULL,
     };
@@ -391,7 +395,7 @@ fn scatter_backward(
     let mut message = Vec::new();
     for chunk in chunks {
         let (begin, end) = (chunk.edge_begin as usize, chunk.edge_end as usize);
-        let message_gradient = bench.stored_space((end - begin) * width);
+        let message_gradient = bench.operand_space((end - begin) * width);
         let params = RotateScatterBackwardParams {
             chunk: bench.put(&[*chunk]),
             target_start: bench.put(&batch.target_start),
@@ -405,20 +409,20 @@ fn scatter_backward(
             torque,
             channels: c as u32,
             scale,
-            round_tf32: 0,
-            pad: 0,
         };
         let atoms = (chunk.atom_end - chunk.atom_begin) as usize + 2;
         let launch = match orders {
-            Orders::All => bench.shapes.rotate_scatter_backward(atoms),
+            Orders::All => bench
+                .shapes
+                .rotate_scatter_backward(atoms, bench.numbers.operands),
             Orders::Zero => bench.shapes.scatter_radial_backward(atoms),
         };
         bench.launch(launch, &params);
-        message.extend(bench.get_stored(message_gradient, (end - begin) * width));
+        message.extend(bench.get_operands(message_gradient, (end - begin) * width));
     }
     Scattered {
         message,
-        scale: match bench.half {
+        scale: match bench.numbers.scaled() {
             true => bench.get(gradient_scale, batch.edges()),
             false => vec![1.0; batch.edges()],
         },
@@ -436,7 +440,7 @@ fn gradients_of_scattering() {
         for (orders, scale) in [(Orders::All, 1.0), (Orders::Zero, 0.2f32)] {
             let (c, layout, factor) = (bench.channels, &bench.layout, f64::from(scale));
             let mut values = Values::new(&bench, &molecules, &seeds, orders);
-            if bench.half {
+            if bench.numbers.scaled() {
                 // Gradients of any size must come through.
                 for (i, x) in values.x.chunks_exact_mut(layout.rows * c).enumerate() {
                     x.iter_mut()
@@ -476,7 +480,7 @@ fn gradients_of_scattering() {
                 let row = first..expected.message.len();
                 let found_row = &found.message[row.clone()];
                 assert_close(&name, found_row, &expected.message[row], bench.tolerance());
-                if bench.half {
+                if bench.numbers.scaled() {
                     assert_eq!(s.log2().fract(), 0.0, "{name}: a power of two");
                     assert!(found_row.iter().all(|m| m.abs() < 2.001), "{name}: below 2");
                 }
@@ -497,9 +501,9 @@ fn a_system_has_the_same_bits_in_every_batch() {
     // Systems 4, 2 and 0, then each of them alone.
     let some = [4, 2, 0];
     for (layout, channels) in [((2, 2), 128), ((2, 2), 5), ((4, 2), 20), ((3, 3), 45)] {
-        for half in [false, true] {
+        for precision in PRECISIONS {
             let answer = |which: &[usize], order| {
-                let bench = Bench::new(layout, channels, half, order);
+                let bench = Bench::new(layout, channels, precision, order);
                 let molecules: Vec<Molecule> = which.iter().map(|&i| all[i].clone()).collect();
                 let seeds: Vec<u64> = which.iter().map(|&i| seeds[i]).collect();
                 let batch = Batch::new(&molecules);

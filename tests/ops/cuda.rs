@@ -112,7 +112,7 @@ pub fn compare(
 /// refused with the numbers.
 pub fn compare_modes(program: &Arc<Program>, weights: &Arc<RandomWeights>, cases: &[Case]) {
     let device: Arc<dyn Device> = Arc::new(HostDevice::default());
-    for precision in [Precision::F32, Precision::F16] {
+    for precision in [Precision::F32, Precision::Tf32, Precision::F16] {
         let options = Options::new(precision, 8 << 30);
         let cuda = backend(program, weights, &device, options).unwrap();
         let answers = run(&cuda, cases);

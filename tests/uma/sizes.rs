@@ -2,6 +2,7 @@
 
 use super::checkpoint;
 use std::collections::BTreeMap;
+use umaserve::backend::cuda::{Options, Precision, evaluation_bytes};
 use umaserve::nn::{Program, WeightKind};
 use umaserve::potential::uma::config::expected_tensors;
 use umaserve::potential::uma::{UmaConfig, network};
@@ -121,5 +122,38 @@ fn programs_are_in_order() {
             }
         }
         assert!(written[program.atom_energy.0]);
+    }
+}
+
+/// 1,000 copper atoms, 78,000 edges, do not fit into 2 GiB with everything kept, nor with all edges of a
+/// layer in hand at a time: edges run in chunks, and what the backward pass needs is computed again.
+#[test]
+fn a_thousand_copper_atoms_fit_into_two_gib_of_a_gpu() {
+    const GIB: usize = 1 << 30;
+    let config = config("1p2", 2, 4, 32, 64);
+    let program = network::program(&config);
+    let (atoms, edges) = (1000, 78_000);
+    for (precision, everything) in [(Precision::Tf32, 5 * GIB), (Precision::F16, 5 * GIB / 2)] {
+        let options = Options::new(precision, 80 * GIB);
+        let levels = evaluation_bytes(&program, &options, atoms, edges).unwrap();
+        assert!(levels[0] > everything, "{precision}: {levels:?}");
+        // Each level saves memory, the last down to a fraction.
+        assert!(
+            levels.windows(2).all(|pair| pair[1] < pair[0]),
+            "{levels:?}"
+        );
+        assert!(levels[3] < levels[0] / 4, "{precision}: {levels:?}");
+        // The limit is for everything on the device: batches, mixed weights and experts.
+        let limited = options.limited_to(1400 << 20);
+        let all = limited.memory_bytes + limited.mixed_bytes + limited.experts_bytes;
+        assert!(all < 2 * GIB, "{precision}: {all}");
+        assert!(levels[3] < limited.memory_bytes, "{precision}: {levels:?}");
+        // Without chunks even that takes more.
+        let whole = Options {
+            chunk_edges: 1 << 20,
+            ..options
+        };
+        let whole = evaluation_bytes(&program, &whole, atoms, edges).unwrap();
+        assert!(whole[1] > levels[1], "{precision}: {whole:?}, {levels:?}");
     }
 }

@@ -117,9 +117,9 @@ for part in "${parts[@]}"; do
         for type in tf32 f16 f32; do
             run "bench-$type" 120 ./gpu --precision $type --cases $cases "${bench[@]}"
         done
-        # How fast in 2 GiB, weights included.
+        # How fast in 2 GiB, with weights and experts.
         [ -n "${EMULATED:-}" ] || run memory 60 ./gpu --precision tf32 --cases cu-1000 \
-            --memory-mib 1600 "${of_model[@]}"
+            --memory-mib 1400 "${of_model[@]}"
         ;;
     largest)
         # As on a card of 80 GB.

@@ -162,6 +162,12 @@ pub trait Device: Send + Sync {
         bytes: usize,
     ) -> Result<(), CudaError>;
 
+    /// Waits for the copies that use page-locked memory.
+    ///
+    /// # Errors
+    /// Those of the work before the copies, after which the memory holds nothing of use.
+    fn wait_pinned(&self, memory: &dyn Pinned) -> Result<(), CudaError>;
+
     /// Device to device, in the compute stream. The ranges do not overlap.
     fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<(), CudaError>;
 

@@ -1,8 +1,8 @@
 //! Matrix products on the device: which kernel, which grid (`cuda/gemm.cu`).
 
-use super::Precision;
 use super::device::{Kernel, LaunchSize};
 use super::params::{GemmParams, GemmSpan};
+use super::precision::Number;
 
 /// Rows of one tile of the batch: edges or atoms of one system.
 pub const TILE_ROWS: usize = 128;
@@ -14,53 +14,36 @@ pub const SILU: u32 = 1;
 /// out += value.
 pub const ACCUMULATE: u32 = 2;
 
-/// Numbers in the operands and in the result.
+/// Numbers in memory, in the operands and in the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arithmetic {
     /// f32 throughout.
     F32,
-    /// tf32 operands, rounded by whoever wrote them.
-    Tf32,
-    /// tf32 operands, `a` of which is f32 in memory and rounded while it is read.
-    F32AsTf32,
     /// fp16 operands and result.
     F16,
     /// fp16 operands, f32 result.
     F16ToF32,
+    /// fp16 operands, `a` of which is f32 in memory and rounded while it is read; f32 result.
+    F32AsF16,
 }
 
 impl Arithmetic {
-    /// Of a product of edge values whose result is an edge value again. They are ready: written
-    /// by a kernel that rounds what a product reads.
-    pub fn of_edges(precision: Precision) -> Arithmetic {
-        match precision {
-            Precision::F32 => Arithmetic::F32,
-            Precision::Tf32 => Arithmetic::Tf32,
-            Precision::F16 => Arithmetic::F16,
-        }
-    }
-
-    /// Of a product of edge values whose result is f32.
-    pub fn of_edges_to_f32(precision: Precision) -> Arithmetic {
-        match precision {
-            Precision::F16 => Arithmetic::F16ToF32,
-            other => Arithmetic::of_edges(other),
-        }
-    }
-
-    /// Of a product of atom values.
-    pub fn of_atoms(precision: Precision) -> Arithmetic {
-        match precision {
-            Precision::F32 => Arithmetic::F32,
-            Precision::Tf32 | Precision::F16 => Arithmetic::F32AsTf32,
+    /// Of a product of edge values: as they lie in memory, as the matrices are, as the result is to be.
+    pub fn of_edges(memory: Number, operands: Number, result: Number) -> Arithmetic {
+        match (memory, operands, result) {
+            (Number::F32, Number::F32, Number::F32) => Arithmetic::F32,
+            (Number::F16, Number::F16, Number::F16) => Arithmetic::F16,
+            (Number::F16, Number::F16, Number::F32) => Arithmetic::F16ToF32,
+            (Number::F32, Number::F16, Number::F32) => Arithmetic::F32AsF16,
+            other => unreachable!("no precision has products of {other:?}"),
         }
     }
 
     /// Elements of an operand in 16 bytes.
     fn piece(self) -> u64 {
         match self {
-            Arithmetic::F32 | Arithmetic::Tf32 | Arithmetic::F32AsTf32 => 4,
-            Arithmetic::F16 | Arithmetic::F16ToF32 => 8,
+            Arithmetic::F32 => 4,
+            Arithmetic::F16 | Arithmetic::F16ToF32 | Arithmetic::F32AsF16 => 8,
         }
     }
 }
@@ -81,6 +64,12 @@ impl Size {
         }
     }
 
+    /// Operands of all stages: rows of 32 words, 4 apart.
+    fn shared_bytes(self) -> usize {
+        let (rows, columns) = self.tile();
+        ((rows + columns) * 36 * 4 * self.stages()) as usize
+    }
+
     fn stages(self) -> u32 {
         match self {
             Size::Large => 3,
@@ -88,6 +77,17 @@ impl Size {
             Size::Odd => 2,
         }
     }
+}
+
+/// What else the kernel of a product does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// Nothing.
+    Nothing,
+    /// The operand passes the gate while it is read.
+    Gate,
+    /// The result scales gathered and rotated rows: parameters are those of `GatherGemmParams`.
+    Gather,
 }
 
 /// A launch of one product.
@@ -104,36 +104,38 @@ pub struct GemmLaunch {
 /// Blocks of threads that keep a large device busy: below, smaller tiles are quicker.
 const BUSY_BLOCKS: usize = 264;
 
-/// Lays a product over the grid. `tiles`: most tiles of the batch; `gated`: the operand passes the
-/// gate while it is read. `params.span` is set from `spans`.
+/// Lays a product over the grid. `tiles`: most tiles of the batch; `shared_bytes`: what a block may have on the
+/// device. `params.span` is set from `spans`.
 ///
 /// # Panics
 /// With more spans than the kernel takes: the layouts that are supported have fewer.
 pub fn launch(
     arithmetic: Arithmetic,
-    gated: bool,
-    tiles: usize,
+    beside: Beside,
+    (tiles, shared_bytes): (usize, usize),
     spans: &[GemmSpan],
     mut params: GemmParams,
 ) -> GemmLaunch {
     assert!(spans.len() <= MAX_SPANS, "{} spans", spans.len());
-    assert!(!gated || arithmetic != Arithmetic::F32AsTf32);
     let piece = arithmetic.piece();
     let whole = |x: u64| x.is_multiple_of(piece);
     let aligned = whole(params.a_stride)
         && spans
             .iter()
             .all(|s| whole(s.a_offset.into()) && whole(s.k.into()) && whole(s.weight_offset))
-        && (!gated || whole(params.gate_channels.into()) && whole(params.gate_values.into()));
+        && (beside != Beside::Gate
+            || whole(params.gate_channels.into()) && whole(params.gate_values.into()));
     let blocks = |size: Size| -> usize {
         spans.iter().map(|s| blocks_of(s, size)).sum::<u32>() as usize * tiles
     };
     let size = match aligned {
         false => Size::Odd,
         true if blocks(Size::Large) < BUSY_BLOCKS => Size::Small,
+        // Consumer GPUs have less of it.
+        true if Size::Large.shared_bytes() > shared_bytes => Size::Small,
         true => Size::Large,
     };
-    let (rows, columns) = size.tile();
+    let (_, columns) = size.tile();
     let mut first = 0;
     for (to, span) in params.span.iter_mut().zip(spans) {
         *to = GemmSpan {
@@ -149,11 +151,11 @@ pub fn launch(
         _ => 128,
     };
     GemmLaunch {
-        kernel: Kernel(kernel(arithmetic, size, gated)),
+        kernel: Kernel(kernel(arithmetic, size, beside)),
         size: LaunchSize {
             grid: [first.max(1), (tiles as u32).max(1), 1],
             block: [block, 1, 1],
-            shared_bytes: (rows + columns) * 36 * 4 * size.stages(),
+            shared_bytes: size.shared_bytes() as u32,
         },
         params,
     }
@@ -164,29 +166,28 @@ fn blocks_of(span: &GemmSpan, size: Size) -> u32 {
     span.n.div_ceil(columns) * (TILE_ROWS as u32 * span.rows).div_ceil(rows)
 }
 
-fn kernel(arithmetic: Arithmetic, size: Size, gated: bool) -> &'static str {
+fn kernel(arithmetic: Arithmetic, size: Size, beside: Beside) -> &'static str {
     macro_rules! of {
-        ($name:literal) => {
-            match (size, gated) {
-                (Size::Large, false) => concat!("gemm_", $name, "_large"),
-                (Size::Small, false) => concat!("gemm_", $name, "_small"),
-                (Size::Odd, false) => concat!("gemm_", $name, "_odd"),
-                (Size::Large, true) => concat!("gemm_", $name, "_large_gated"),
-                (Size::Small, true) => concat!("gemm_", $name, "_small_gated"),
-                (Size::Odd, true) => concat!("gemm_", $name, "_odd_gated"),
+        ($name:literal, $suffix:literal) => {
+            match size {
+                Size::Large => concat!($name, "_large", $suffix),
+                Size::Small => concat!($name, "_small", $suffix),
+                Size::Odd => concat!($name, "_odd", $suffix),
             }
         };
     }
-    match arithmetic {
-        Arithmetic::F32 => of!("f32"),
-        Arithmetic::Tf32 => of!("tf32"),
-        Arithmetic::F32AsTf32 => match size {
-            Size::Large => "gemm_f32_as_tf32_large",
-            Size::Small => "gemm_f32_as_tf32_small",
-            Size::Odd => "gemm_f32_as_tf32_odd",
-        },
-        Arithmetic::F16 => of!("f16"),
-        Arithmetic::F16ToF32 => of!("f16_f32"),
+    match (arithmetic, beside) {
+        (Arithmetic::F32, Beside::Nothing) => of!("gemm_f32", ""),
+        (Arithmetic::F32, Beside::Gate) => of!("gemm_f32", "_gated"),
+        (Arithmetic::F32, Beside::Gather) => of!("gather_gemm_f32", ""),
+        (Arithmetic::F16, Beside::Nothing) => of!("gemm_f16", ""),
+        (Arithmetic::F16, Beside::Gate) => of!("gemm_f16", "_gated"),
+        (Arithmetic::F16, Beside::Gather) => of!("gather_gemm_f16", ""),
+        (Arithmetic::F16ToF32, Beside::Nothing) => of!("gemm_f16_f32", ""),
+        (Arithmetic::F16ToF32, Beside::Gather) => of!("gather_gemm_f16_f32", ""),
+        (Arithmetic::F32AsF16, Beside::Nothing) => of!("gemm_f32_as_f16", ""),
+        (Arithmetic::F32AsF16, Beside::Gate) => of!("gemm_f32_as_f16", "_gated"),
+        (other, _) => unreachable!("{other:?} is not launched {beside:?}"),
     }
 }
 

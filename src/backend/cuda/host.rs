@@ -16,7 +16,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Bytes around every allocation that kernels must leave alone.
@@ -207,15 +207,20 @@ struct State {
     made: usize,
     launches: u64,
     graph_launches: u64,
+    uploads_beside: u64,
     unhealthy: Option<CudaError>,
     /// Given instead of doing the next launch.
     injected: Option<CudaError>,
 }
 
+/// Called before the end of copies is waited for.
+type Hook = Arc<dyn Fn() + Send + Sync>;
+
 /// Runs kernels on the host.
 pub struct HostDevice {
     info: DeviceInfo,
     state: Mutex<State>,
+    on_wait: Mutex<Option<Hook>>,
 }
 
 impl Default for HostDevice {
@@ -241,6 +246,7 @@ impl HostDevice {
                 order,
                 ..State::default()
             }),
+            on_wait: Mutex::new(None),
         }
     }
 
@@ -257,6 +263,17 @@ impl HostDevice {
     /// Graphs that have not been given back.
     pub fn graphs(&self) -> usize {
         self.lock().graphs.len()
+    }
+
+    /// Uploads beside the kernels so far.
+    pub fn uploads_beside(&self) -> u64 {
+        self.lock().uploads_beside
+    }
+
+    /// From now on whoever waits for copies calls this first: on a GPU, kernels run meanwhile.
+    pub fn on_wait(&self, hook: impl Fn() + Send + Sync + 'static) {
+        let mut held = self.on_wait.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = Some(Arc::new(hook));
     }
 
     /// The next launch fails with this error instead.
@@ -523,12 +540,14 @@ impl Device for HostDevice {
 
     fn upload_pinned(
         &self,
-        _stream: Stream,
+        stream: Stream,
         to: DevicePtr,
         from: &dyn Pinned,
         bytes: usize,
     ) -> Result<(), CudaError> {
-        self.upload_bytes(to, first(from, bytes)?)
+        self.upload_bytes(to, first(from, bytes)?)?;
+        self.lock().uploads_beside += u64::from(stream == Stream::Copy);
+        Ok(())
     }
 
     fn download_pinned(
@@ -540,6 +559,18 @@ impl Device for HostDevice {
     ) -> Result<(), CudaError> {
         first(to, bytes)?;
         self.download_bytes(from, &mut to[..bytes])
+    }
+
+    fn wait_pinned(&self, _memory: &dyn Pinned) -> Result<(), CudaError> {
+        // The lock is given back before the hook runs: others wait too.
+        let hook = {
+            let held = self.on_wait.lock().unwrap_or_else(PoisonError::into_inner);
+            held.clone()
+        };
+        if let Some(hook) = hook {
+            hook();
+        }
+        Ok(())
     }
 
     fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<(), CudaError> {

@@ -1,8 +1,9 @@
 //! The CUDA backend: interprets a program with the kernels of `cuda/`.
 //!
 //! Reading order: `plan` (stages and where buffers lie), `pass` (memory of one evaluation and the
-//! batch in it), `weights`, `gemm` and `shapes` (launches), `run` (the order of launches), `device`
-//! (what all of it runs on: a GPU, or the same kernels compiled for the host).
+//! batch in it), `transfer` (how that gets there), `weights`, `gemm` and `shapes` (launches), `run` (the
+//! order of launches), `device` (what all of it runs on: a GPU, or the same kernels compiled for the
+//! host).
 //!
 //! Results are the same bits in every run and whatever else is in the batch: every sum is made by
 //! one thread (or one accumulator of a matrix unit) in a fixed order, and nothing depends on how
@@ -12,7 +13,7 @@ mod arena;
 pub mod device;
 pub mod driver;
 pub mod error;
-mod gemm;
+pub mod gemm;
 #[cfg(feature = "host-kernels")]
 pub mod host;
 pub mod images;
@@ -20,13 +21,16 @@ mod inputs;
 pub mod params;
 mod pass;
 mod plan;
+mod precision;
 mod run;
 #[cfg(test)]
 mod search_tests;
 pub mod shapes;
+mod transfer;
 mod weights;
 
 pub use error::CudaError;
+pub use precision::{EdgeNumbers, Number, Precision};
 
 use super::{
     Backend, DeviceError, NetworkForces, NetworkOutput, PositionedSystem, Structure, WeightSource,
@@ -34,7 +38,7 @@ use super::{
 use crate::neighbors::{NeighborError, SearchTables, search_tables};
 use crate::nn::Program;
 use crate::so3::Wigner;
-use device::Device;
+use device::{Device, Pinned};
 use inputs::Systems;
 use pass::{Capacity, Chunking, Pass, Places};
 use plan::{Keep, Plan};
@@ -43,30 +47,8 @@ use run::{Constants, Runner};
 use shapes::Shapes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use transfer::Transfers;
 use weights::Weights;
-
-/// Number types of the products of edge values. Everything else is f32, geometry and sums over a
-/// system f64.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// IEEE f32.
-    F32,
-    /// tf32 operands, f32 sums.
-    #[default]
-    Tf32,
-    /// fp16 operands and edge values, f32 sums.
-    F16,
-}
-
-impl std::fmt::Display for Precision {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(match self {
-            Precision::F32 => "f32",
-            Precision::Tf32 => "tf32",
-            Precision::F16 => "f16",
-        })
-    }
-}
 
 /// How to evaluate.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +78,17 @@ impl Options {
             experts_bytes: free_bytes / 10,
             chunk_edges: 64 * 1024,
             graphs: true,
+        }
+    }
+
+    /// The same with at most so much memory for batches; mixed weights and experts get a seventh of it
+    /// each at most.
+    pub fn limited_to(self, memory_bytes: usize) -> Options {
+        Options {
+            memory_bytes: self.memory_bytes.min(memory_bytes),
+            mixed_bytes: self.mixed_bytes.min(memory_bytes / 7),
+            experts_bytes: self.experts_bytes.min(memory_bytes / 7),
+            ..self
         }
     }
 }
@@ -130,10 +123,10 @@ pub fn evaluation_bytes(
         systems: 1,
     }
     .rounded();
-    let stored = stored_bytes(options.precision);
+    let numbers = EdgeNumbers::of(options.precision);
     let mut bytes = [0; 4];
     for (bytes, keep) in bytes.iter_mut().zip(KEEP) {
-        let plan = Plan::new(program, stored, keep)?;
+        let plan = Plan::new(program, numbers, keep)?;
         let edges = match keep {
             Keep::Everything | Keep::Messages => options.chunk_edges,
             Keep::Gates | Keep::Nothing => options.chunk_edges.min(SMALL_CHUNK_EDGES),
@@ -149,14 +142,6 @@ const KEEP: [Keep; 4] = [Keep::Everything, Keep::Messages, Keep::Gates, Keep::No
 
 /// Edges of a chunk where memory is short.
 const SMALL_CHUNK_EDGES: usize = 16 * 1024;
-
-/// Bytes of an edge value.
-fn stored_bytes(precision: Precision) -> usize {
-    match precision {
-        Precision::F16 => 2,
-        Precision::F32 | Precision::Tf32 => 4,
-    }
-}
 
 /// Interprets one program on a CUDA device.
 pub struct CudaBackend {
@@ -184,6 +169,7 @@ struct State {
     weights: Weights,
     constants: Constants,
     passes: Vec<Pass>,
+    transfers: Transfers,
     clock: u64,
     /// Most edges per atom so far, by the key of the conditioning.
     edges_per_atom: HashMap<String, usize>,
@@ -213,8 +199,8 @@ impl CudaBackend {
                 layout.lmax, layout.mmax
             )));
         }
-        let stored = stored_bytes(options.precision);
-        let plan = |keep| Plan::new(&program, stored, keep);
+        let numbers = EdgeNumbers::of(options.precision);
+        let plan = |keep| Plan::new(&program, numbers, keep);
         let [everything, messages, gates, nothing] = KEEP;
         let plans = [
             plan(everything)?,
@@ -257,8 +243,10 @@ impl CudaBackend {
             constants: Constants {
                 row_degree: device.alloc_with(&degrees)?,
                 half_turns: device.alloc_with(&Wigner::new(layout).half_turns())?,
+                radial_rows: device.alloc_with(&shapes::radial_rows(layout))?,
             },
             passes: Vec::new(),
+            transfers: Transfers::default(),
             clock: 0,
             edges_per_atom: HashMap::new(),
         })
@@ -360,28 +348,28 @@ impl CudaBackend {
         result.map_err(|error| DeviceError(error.to_string()))
     }
 
-    /// Uploads what does not depend on edges and runs a pass, as a graph if it ran before.
-    fn run_pass(
+    /// Mixes what is missing, and what a pass is given that does not depend on edges.
+    fn common_inputs(
         &self,
         state: &mut State,
         index: usize,
         systems: &Systems,
         edges: usize,
-        extra: &inputs::Inputs,
-        kind: Kind,
-    ) -> Result<(), CudaError> {
-        let device = &*self.device;
+    ) -> Result<inputs::Inputs, CudaError> {
         let conditionings = &systems.conditionings;
-        let mixed = state.weights.mixed(device, conditionings)?;
+        let mixed = state.weights.mixed(&*self.device, conditionings)?;
         let tasks = conditionings
             .iter()
             .map(|c| state.weights.task_base(c.task_index));
         let tasks: Vec<u64> = tasks.collect();
         let pass = &state.passes[index];
-        let common = systems.inputs(&self.program, pass, &mixed, &tasks, edges);
-        for inputs in [&common, extra] {
-            device.upload_bytes(pass.at(inputs.at), &inputs.bytes)?;
-        }
+        Ok(systems.inputs(&self.program, pass, &mixed, &tasks, edges))
+    }
+
+    /// Queues the kernels of a pass, as a graph if it ran before.
+    fn run_pass(&self, state: &mut State, index: usize, kind: Kind) -> Result<(), CudaError> {
+        let device = &*self.device;
+        let pass = &state.passes[index];
         let runner = self.runner(state, index);
         let run = || match kind {
             Kind::List => runner.evaluate(),
@@ -422,7 +410,6 @@ impl CudaBackend {
             pass,
             weights: &state.weights,
             constants: state.constants,
-            precision: self.options.precision,
             shapes: &self.shapes,
         }
     }
@@ -441,7 +428,12 @@ impl CudaBackend {
         let need = Capacity::of(batch);
         let index = self.pass(state, need)?;
         let edges = inputs::edges(&state.passes[index], batch)?;
-        self.run_pass(state, index, &systems, need.edges, &edges, Kind::List)?;
+        let common = self.common_inputs(state, index, &systems, need.edges)?;
+        let pass = &state.passes[index];
+        for inputs in [&common, &edges] {
+            device.upload_bytes(pass.at(inputs.at), &inputs.bytes)?;
+        }
+        self.run_pass(state, index, Kind::List)?;
         let runner = self.runner(state, index);
         let energies: Vec<f32> = device.download(runner.energies(), need.atoms)?;
         let pass = &state.passes[index];
@@ -466,30 +458,92 @@ impl CudaBackend {
     /// itself. Which way a system goes does not depend on the others, so its bits do not either.
     fn evaluate_positions(
         &self,
-        state: &mut State,
         batch: &[&PositionedSystem],
         tables: &[SearchTables],
-    ) -> Result<Vec<Option<Result<NetworkForces, NeighborError>>>, CudaError> {
-        match self.evaluate_searched(state, batch, tables)? {
+    ) -> Result<Vec<Option<Result<NetworkForces, NeighborError>>>, DeviceError> {
+        match self.evaluate_searched(batch, tables)? {
             Some(answers) => Ok(answers.into_iter().map(Some).collect()),
             None if batch.len() == 1 => Ok(vec![None]),
             None => {
                 let half = batch.len() / 2;
                 let (first, second) = tables.split_at(half);
-                let mut answers = self.evaluate_positions(state, &batch[..half], first)?;
-                answers.extend(self.evaluate_positions(state, &batch[half..], second)?);
+                let mut answers = self.evaluate_positions(&batch[..half], first)?;
+                answers.extend(self.evaluate_positions(&batch[half..], second)?);
                 Ok(answers)
             }
         }
     }
 
-    /// The same for a batch as a whole, or `None`.
+    /// The same for a batch as a whole, or `None`. While it waits for the results others may queue
+    /// their batches.
     fn evaluate_searched(
+        &self,
+        batch: &[&PositionedSystem],
+        tables: &[SearchTables],
+    ) -> Result<Option<Vec<Result<NetworkForces, NeighborError>>>, DeviceError> {
+        let limit = batch.iter().map(|s| s.max_neighbors).min().unwrap_or(0);
+        // A second try knows how many edges there are.
+        let mut known_edges = None;
+        loop {
+            let queue = |state: &mut State| self.queue(state, batch, tables, known_edges);
+            let Some(queued) = self.on_device(queue)? else {
+                return Ok(None);
+            };
+            if let Err(error) = self.device.wait_pinned(&*queued.results) {
+                // Forgets what lies on the device, if that is lost.
+                return self.on_device(|_| Err(error));
+            }
+            let results = Results {
+                bytes: &queued.results,
+                from: queued.places.flags,
+            };
+            let flags: Vec<u32> = results.get(queued.places.flags, 4);
+            let [found, degree, overflow] =
+                [flags[0] as usize, flags[1] as usize, flags[2] as usize];
+            let answers = match (degree > limit.min(pass::MAX_DEGREE), overflow) {
+                (true, _) => None,
+                (false, 0) => Some(forces(batch, &results, &queued.places)),
+                (false, _) if found <= queued.need.edges => {
+                    return Err(DeviceError(format!(
+                        "{found} edges did not fit into room for {}",
+                        queued.need.edges
+                    )));
+                }
+                (false, _) => {
+                    let more = Capacity {
+                        edges: found + found / 8,
+                        ..queued.need
+                    };
+                    known_edges = Some(if self.fits(&more) { more.edges } else { found });
+                    self.read(queued, |_| ());
+                    continue;
+                }
+            };
+            let starts: Vec<u32> = results.get(queued.places.edge_start, batch.len() + 1);
+            let evaluated = answers.is_some();
+            self.read(queued, |state| {
+                if evaluated {
+                    state.remember(batch, &starts);
+                }
+            });
+            return Ok(answers);
+        }
+    }
+
+    /// Whether a batch fits that has as many edges.
+    fn fits(&self, need: &Capacity) -> bool {
+        self.least_memory(&need.rounded()) <= self.options.memory_bytes
+    }
+
+    /// Queues the evaluation of a batch, or says that it does not fit.
+    fn queue(
         &self,
         state: &mut State,
         batch: &[&PositionedSystem],
         tables: &[SearchTables],
-    ) -> Result<Option<Vec<Result<NetworkForces, NeighborError>>>, CudaError> {
+        known_edges: Option<usize>,
+    ) -> Result<Option<Queued>, CudaError> {
+        let device = &*self.device;
         let systems = Systems {
             numbers: batch.iter().map(|s| s.system.numbers.as_slice()).collect(),
             conditionings: batch.iter().map(|s| &*s.conditioning).collect(),
@@ -498,59 +552,51 @@ impl CudaBackend {
             .iter()
             .map(|s| s.system.positions.as_slice())
             .collect();
-        let atoms = positions.iter().map(|p| p.len()).sum();
         let mut need = Capacity {
-            atoms,
-            edges: state.guess(batch),
+            atoms: positions.iter().map(|p| p.len()).sum(),
+            edges: known_edges.unwrap_or_else(|| state.guess(batch)),
             systems: batch.len(),
         };
         // Whether the batch fits is decided on the edges that there are, not on a guess.
-        let fits =
-            |need: &Capacity| self.least_memory(&need.rounded()) <= self.options.memory_bytes;
-        while !fits(&need) && need.edges > 0 {
+        while known_edges.is_none() && !self.fits(&need) && need.edges > 0 {
             need.edges = need.edges / 4 * 3;
         }
-        // A second try knows how many edges there are.
-        loop {
-            if !fits(&need) {
-                return Ok(None);
-            }
-            let index = self.pass(state, need)?;
-            let search = inputs::search(&state.passes[index], &positions, tables);
-            self.run_pass(state, index, &systems, 0, &search, Kind::Search)?;
-            let pass = &state.passes[index];
-            let p = &{ pass.places };
-            let mut bytes = vec![0u8; p.results_end - p.flags];
-            self.device.download_bytes(pass.at(p.flags), &mut bytes)?;
-            let results = Results {
-                bytes: &bytes,
-                from: p.flags,
-            };
-            let flags: Vec<u32> = results.get(p.flags, 4);
-            let [found, degree, overflow] =
-                [flags[0] as usize, flags[1] as usize, flags[2] as usize];
-            let limit = batch.iter().map(|s| s.max_neighbors).min().unwrap_or(0);
-            if degree > limit.min(pass::MAX_DEGREE) {
-                return Ok(None);
-            }
-            if overflow != 0 {
-                if found <= need.edges {
-                    return Err(CudaError::Invalid(format!(
-                        "{found} edges did not fit into room for {}",
-                        pass.capacity.edges
-                    )));
-                }
-                need.edges = found + found / 8;
-                if !fits(&need) {
-                    need.edges = found;
-                }
-                continue;
-            }
-            let answers = forces(batch, &results, p);
-            state.remember(batch, &results.get(p.edge_start, batch.len() + 1));
-            return Ok(Some(answers));
+        if !self.fits(&need) {
+            return Ok(None);
+        }
+        let index = self.pass(state, need)?;
+        let search = inputs::search(&state.passes[index], &positions, tables);
+        let common = self.common_inputs(state, index, &systems, 0)?;
+        let base = state.passes[index].base;
+        let transfers = &mut state.transfers;
+        transfers.upload(device, base, &[&common, &search])?;
+        self.run_pass(state, index, Kind::Search)?;
+        let places = state.passes[index].places;
+        let bytes = places.results_end - places.flags;
+        let from = base.offset(places.flags);
+        let results = state.transfers.download(device, from, bytes)?;
+        Ok(Some(Queued {
+            results,
+            places,
+            need,
+        }))
+    }
+
+    /// Takes memory back whose results have been read.
+    fn read(&self, queued: Queued, note: impl FnOnce(&mut State)) {
+        if let Some(state) = self.state().as_mut() {
+            note(state);
+            state.transfers.give_back(queued.results);
         }
     }
+}
+
+/// A batch that the device has in hand.
+struct Queued {
+    /// From `places.flags` to `places.results_end`.
+    results: Box<dyn Pinned>,
+    places: Places,
+    need: Capacity,
 }
 
 /// Where the edges of a pass come from.
@@ -571,8 +617,10 @@ impl State {
             }
             let _ = device.free(pass.base);
         }
+        self.transfers.release(device);
         let _ = device.free(self.constants.row_degree);
         let _ = device.free(self.constants.half_turns);
+        let _ = device.free(self.constants.radial_rows);
         self.weights.release(device);
     }
 
@@ -686,8 +734,7 @@ impl Backend for CudaBackend {
             return Ok(answers);
         }
         let systems: Vec<&PositionedSystem> = searched.iter().map(|&i| &batch[i]).collect();
-        let found =
-            self.on_device(|state| self.evaluate_positions(state, &systems, &their_tables))?;
+        let found = self.evaluate_positions(&systems, &their_tables)?;
         for (i, answer) in searched.into_iter().zip(found) {
             answers[i] = answer;
         }

@@ -227,7 +227,7 @@ params! {
         norm_weight: DevicePtr,
         /// `[A]`
         norm_bias: DevicePtr,
-        /// `[edges][A]` Stored, written.
+        /// `[edges][A]` Operand, written.
         out: DevicePtr,
         /// Number of Gaussians.
         basis: u32,
@@ -237,10 +237,6 @@ params! {
         spacing: f32,
         /// c of exp(c (d - centre)^2).
         exponent: f32,
-        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
-        round_tf32: u32,
-        /// 0
-        pad: u32,
     }
 
     /// radial_first_backward_f32, _f16: gradient of the output of radial_first -> dE/d(distance).
@@ -265,7 +261,7 @@ params! {
         norm_weight: DevicePtr,
         /// `[A]`
         norm_bias: DevicePtr,
-        /// `[edges][A]` Stored.
+        /// `[edges][A]` Value.
         gradient: DevicePtr,
         /// `[E]` what the gradient is to be divided by, or null for 1.
         gradient_scale: DevicePtr,
@@ -291,12 +287,12 @@ params! {
         weight: DevicePtr,
         /// `[width]`
         bias: DevicePtr,
-        /// `[edges][width]` Stored, written.
+        /// `[edges][width]` Operand, written.
         out: DevicePtr,
         /// Values a row.
         width: u32,
-        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
-        round_tf32: u32,
+        /// 0
+        pad: u32,
     }
 
     /// layer_norm_silu_backward_f32, _f16: gradient of x from that of the output.
@@ -309,14 +305,14 @@ params! {
         weight: DevicePtr,
         /// `[width]`
         bias: DevicePtr,
-        /// `[edges][width]` Stored.
+        /// `[edges][width]` Value.
         gradient: DevicePtr,
-        /// `[edges][width]` Stored, written; may be `gradient`.
+        /// `[edges][width]` Operand, written; may be `gradient` if that has the same type.
         x_gradient: DevicePtr,
         /// Values a row.
         width: u32,
-        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
-        round_tf32: u32,
+        /// 0
+        pad: u32,
     }
 
     /// gather_rotate_scale: out = radial ⊙ D [x(source) | x(target)].
@@ -331,14 +327,14 @@ params! {
         wigner: DevicePtr,
         /// `[N][S][C]`
         x: DevicePtr,
-        /// `[edges][radial rows][2C]` Stored.
+        /// `[edges][radial rows][2C]` Value.
         radial: DevicePtr,
-        /// `[edges][R][2C]` Stored, written.
+        /// `[edges][R][2C]` Operand, written.
         out: DevicePtr,
         /// C.
         channels: u32,
-        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
-        round_tf32: u32,
+        /// 0
+        pad: u32,
     }
 
     /// gather_backward: one launch for both ends of the edges, grid (atoms of the batch, 2).
@@ -357,13 +353,13 @@ params! {
         wigner: DevicePtr,
         /// `[N][S][C]`
         x: DevicePtr,
-        /// `[edges][radial rows][2C]` Stored.
+        /// `[edges][radial rows][2C]` Value.
         radial: DevicePtr,
-        /// `[edges][R][2C]` Stored: gradient of the output of gather_rotate_scale.
+        /// `[edges][R][2C]` Value: gradient of the output of gather_rotate_scale.
         gradient: DevicePtr,
         /// `[E]` factor that edge gradients carry, or null for 1.
         gradient_scale: DevicePtr,
-        /// `[edges][radial rows][2C]` Stored, written; carries the factor too. Not `radial`.
+        /// `[edges][radial rows][2C]` Operand, written; carries the factor too. Not `radial`.
         radial_gradient: DevicePtr,
         /// `[N][S][C]` gradient of x: the sum over the edges to each atom is added.
         target_gradient: DevicePtr,
@@ -376,8 +372,8 @@ params! {
         source_torque: DevicePtr,
         /// C.
         channels: u32,
-        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
-        round_tf32: u32,
+        /// 0
+        pad: u32,
     }
 
     /// rotate_scatter, scatter_radial: out = residual + scale * sum over edges to the atom of p D^T m.
@@ -390,7 +386,7 @@ params! {
         wigner: DevicePtr,
         /// `[E]`
         envelope: DevicePtr,
-        /// `[edges][R][C]` Stored; for scatter_radial `[edges][lmax + 1][C]`, the m = 0 rows.
+        /// `[edges][R][C]` Value; for scatter_radial `[edges][lmax + 1][C]`, the m = 0 rows.
         message: DevicePtr,
         /// `[N][S][C]`, or null for 0; may be `out`.
         residual: DevicePtr,
@@ -413,11 +409,11 @@ params! {
         wigner: DevicePtr,
         /// `[E]`
         envelope: DevicePtr,
-        /// `[edges][R][C]` or `[edges][lmax + 1][C]` Stored.
+        /// `[edges][R][C]` or `[edges][lmax + 1][C]` Value.
         message: DevicePtr,
         /// `[N][S][C]` gradient of the output.
         gradient: DevicePtr,
-        /// Shape of `message`, Stored, written: gradient times gradient_scale. Not `message`.
+        /// Shape of `message`, Operand, written: gradient times gradient_scale. Not `message`.
         message_gradient: DevicePtr,
         /// `[E]`, written: a power of two for each edge of the chunk, the same for all edges of a
         /// system in a batch or alone. Null for 1 everywhere.
@@ -430,19 +426,15 @@ params! {
         channels: u32,
         /// Constant factor.
         scale: f32,
-        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
-        round_tf32: u32,
-        /// 0
-        pad: u32,
     }
 
     /// gate_edges_f32, _f16: rows of degree 0 through SiLU, of degree l times the sigmoid of gate l - 1.
     struct GateEdgesParams {
         /// Edges to do.
         chunk: DevicePtr,
-        /// `[edges][lmax H | R H]` Stored.
+        /// `[edges][lmax H | R H]` Value.
         x: DevicePtr,
-        /// `[edges][R H]` Stored, written.
+        /// `[edges][R H]` Operand, written.
         out: DevicePtr,
         /// H.
         channels: u32,
@@ -450,19 +442,19 @@ params! {
         lmax: u32,
         /// Largest order on edges.
         mmax: u32,
-        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
-        round_tf32: u32,
+        /// 0
+        pad: u32,
     }
 
     /// gate_edges_backward_f32, _f16.
     struct GateEdgesBackwardParams {
         /// Edges to do.
         chunk: DevicePtr,
-        /// `[edges][lmax H | R H]` Stored.
+        /// `[edges][lmax H | R H]` Value.
         x: DevicePtr,
-        /// `[edges][R H]` Stored: gradient of the output.
+        /// `[edges][R H]` Value: gradient of the output.
         gradient: DevicePtr,
-        /// `[edges][lmax H | R H]` Stored, written; may be `x`.
+        /// `[edges][lmax H | R H]` Operand, written; may be `x` if that has the same type.
         x_gradient: DevicePtr,
         /// H.
         channels: u32,
@@ -470,8 +462,8 @@ params! {
         lmax: u32,
         /// Largest order on edges.
         mmax: u32,
-        /// 1: what is written is rounded to tf32, as the product that reads it takes it.
-        round_tf32: u32,
+        /// 0
+        pad: u32,
     }
 
     /// gate_atoms: as gate_edges for atoms, gates in an array of their own.
@@ -727,6 +719,48 @@ params! {
         row_degree: DevicePtr,
         /// Spans.
         span: [GemmSpan; 8],
+    }
+
+    /// What a radial row scales.
+    struct RadialRow {
+        /// l.
+        degree: u32,
+        /// m >= 0.
+        order: u32,
+        /// First number of row +m of D_l in a packed Wigner matrix.
+        wigner: u32,
+        /// The same of row -m.
+        minus_wigner: u32,
+        /// Edge row (l, m).
+        row: u32,
+        /// Edge row (l, -m).
+        minus_row: u32,
+    }
+
+    /// radial = a W^T + bias, gathered = radial ⊙ D \[x(source) | x(target)\]: `cuda/gather_gemm.cu`.
+    struct GatherGemmParams {
+        /// One span; `out` is `[edges][radial rows][2C]` Value, or null.
+        product: GemmParams,
+        /// `[E]`
+        source: DevicePtr,
+        /// `[E]`
+        target: DevicePtr,
+        /// `[E][W]`
+        wigner: DevicePtr,
+        /// `[N][S][C]`
+        x: DevicePtr,
+        /// `[edges][R][2C]` Operand, written.
+        gathered: DevicePtr,
+        /// `[radial rows]`
+        rows: DevicePtr,
+        /// C.
+        channels: u32,
+        /// W.
+        wigner_len: u32,
+        /// S.
+        atom_rows: u32,
+        /// R.
+        edge_rows: u32,
     }
 
     /// Mixing of experts: `cuda/mix.cu`.

@@ -7,6 +7,7 @@
 
 use super::arena::{Arena, Use};
 use super::error::CudaError;
+use super::precision::{EdgeNumbers, Number};
 use crate::nn::op::Grain;
 use crate::nn::{Buf, Domain, Op, Program};
 
@@ -26,6 +27,22 @@ pub struct EdgeStage {
     pub ops: Vec<usize>,
     /// Gates that are applied while the next product reads them: (gate, product).
     pub fused_gates: Vec<(usize, usize)>,
+    /// Gathers that the last product of their radial network does too: (network, gather).
+    pub fused_gathers: Vec<(usize, usize)>,
+}
+
+impl EdgeStage {
+    /// The gather that a radial network does too when `ops` run, both of them among these.
+    pub fn gather_of(&self, radial: usize, ops: &[usize]) -> Option<usize> {
+        let pair = self.fused_gathers.iter().find(|pair| pair.0 == radial)?;
+        ops.contains(&pair.1).then_some(pair.1)
+    }
+
+    /// Whether another operation among `ops` does a gather too.
+    pub fn gathered_before(&self, gather: usize, ops: &[usize]) -> bool {
+        let pair = self.fused_gathers.iter().find(|pair| pair.1 == gather);
+        pair.is_some_and(|(radial, _)| ops.contains(radial))
+    }
 }
 
 /// Edge buffers of one stage.
@@ -48,10 +65,6 @@ pub enum EdgeKey {
     Activation(usize, u8),
     /// Gradients of the activations after layer 1 or 2, and (3) of layer 2 before its norm.
     ActivationGradient(usize, u8),
-    /// Source half of the gathered gradient (by operation), f32.
-    Source(usize),
-    /// Scale of the gradients of each edge, f32.
-    Scale,
 }
 
 /// An atom buffer of a pass.
@@ -93,6 +106,8 @@ pub struct Plan {
     pub kept: Vec<(Buf, usize)>,
     /// Bytes for each edge of what is kept.
     pub kept_bytes: usize,
+    /// Number types of edge values.
+    pub numbers: EdgeNumbers,
     /// Gradients of atom buffers that several operations add to, with the stage whose backward pass
     /// is the first to add: they start as 0.
     pub gradients_begin: Vec<(Buf, usize)>,
@@ -134,19 +149,19 @@ fn atom_kept(program: &Program, op: &Op) -> Vec<Buf> {
 }
 
 impl Plan {
-    /// Plans a program. `stored`: bytes of an edge value.
+    /// Plans a program.
     ///
     /// # Errors
     /// Programs whose edge values are used beyond the sum over edges that follows them, or by more
     /// than one operation: no network of this kind has them.
-    pub fn new(program: &Program, stored: usize, keep: Keep) -> Result<Plan, CudaError> {
-        let stages = stages(program)?;
-        let kept_buffers = kept_buffers(program, &stages, keep);
+    pub fn new(program: &Program, numbers: EdgeNumbers, keep: Keep) -> Result<Plan, CudaError> {
+        let stages = stages(program, numbers)?;
+        let kept_buffers = kept_buffers(program, &stages, keep, numbers);
         let mut kept = Vec::new();
         let mut kept_bytes = 0;
-        for (buf, size) in kept_buffers {
+        for (buf, number) in kept_buffers {
             kept.push((buf, kept_bytes));
-            kept_bytes += (program.width(buf) * size.unwrap_or(stored)).next_multiple_of(16);
+            kept_bytes += (program.width(buf) * number.bytes()).next_multiple_of(16);
         }
         let is_kept = |buf: Buf| kept.iter().any(|(b, _)| *b == buf);
         let edges: Vec<EdgeBuffers> = stages
@@ -156,7 +171,7 @@ impl Plan {
                     forward: Arena::plan(&[]),
                     backward: Arena::plan(&[]),
                 },
-                Stage::Edges(stage) => edge_buffers(program, stage, stored, &is_kept),
+                Stage::Edges(stage) => edge_buffers(program, stage, numbers, &is_kept),
             })
             .collect();
         let edge_bytes = edges
@@ -173,6 +188,7 @@ impl Plan {
             stages,
             kept,
             kept_bytes,
+            numbers,
         })
     }
 
@@ -187,7 +203,7 @@ impl Plan {
     }
 }
 
-fn stages(program: &Program) -> Result<Vec<Stage>, CudaError> {
+fn stages(program: &Program, numbers: EdgeNumbers) -> Result<Vec<Stage>, CudaError> {
     let mut stages = Vec::new();
     let mut open: Vec<usize> = Vec::new();
     for (i, op) in program.ops.iter().enumerate() {
@@ -196,8 +212,11 @@ fn stages(program: &Program) -> Result<Vec<Stage>, CudaError> {
             Op::RotateScatter { .. } | Op::ScatterRadial { .. } => {
                 open.push(i);
                 let ops = std::mem::take(&mut open);
-                let fused_gates = fused_gates(program, &ops);
-                stages.push(Stage::Edges(EdgeStage { ops, fused_gates }));
+                stages.push(Stage::Edges(EdgeStage {
+                    fused_gates: fused_gates(program, &ops),
+                    fused_gathers: fused_gathers(program, &ops, numbers),
+                    ops,
+                }));
             }
             _ if open.is_empty() => stages.push(Stage::Atoms(i)),
             _ => {
@@ -249,25 +268,77 @@ fn fused_gates(program: &Program, ops: &[usize]) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// The buffers, with the bytes of a value where these are not those of an edge value.
-fn kept_buffers(program: &Program, stages: &[Stage], keep: Keep) -> Vec<(Buf, Option<usize>)> {
+/// A gather right after its radial network, whose result a product reads.
+fn fused_gathers(program: &Program, ops: &[usize], numbers: EdgeNumbers) -> Vec<(usize, usize)> {
+    ops.windows(2)
+        .filter(
+            |pair| match (&program.ops[pair[0]], &program.ops[pair[1]]) {
+                (
+                    Op::Radial { out, .. },
+                    Op::GatherRotateScale {
+                        radial, out: rows, ..
+                    },
+                ) => out == radial && value_number(program, numbers, *rows) == numbers.operands,
+                _ => false,
+            },
+        )
+        .map(|pair| (pair[0], pair[1]))
+        .collect()
+}
+
+/// The buffers with their number types.
+fn kept_buffers(
+    program: &Program,
+    stages: &[Stage],
+    keep: Keep,
+    numbers: EdgeNumbers,
+) -> Vec<(Buf, Number)> {
     let mut kept = Vec::new();
     for stage in stages {
         let Stage::Edges(stage) = stage else { continue };
         for &i in &stage.ops {
             match program.ops[i] {
-                Op::GateEdges { x, .. } if keep >= Keep::Gates => kept.push((x, None)),
+                Op::GateEdges { x, .. } if keep >= Keep::Gates => {
+                    kept.push((x, value_number(program, numbers, x)));
+                }
                 Op::RotateScatter { message, .. } if keep >= Keep::Messages => {
-                    kept.push((message, None));
+                    kept.push((message, value_number(program, numbers, message)));
                 }
                 Op::Radial { hidden_2, out, .. } if keep >= Keep::Everything => {
-                    kept.extend([(hidden_2, Some(4)), (out, None)]);
+                    kept.extend([(hidden_2, Number::F32), (out, numbers.values)]);
                 }
                 _ => {}
             }
         }
     }
     kept
+}
+
+fn is_product(op: &Op) -> bool {
+    matches!(op, Op::So2Linear { .. } | Op::Radial { .. })
+}
+
+/// The operation that writes an edge buffer and the one that reads it.
+fn maker_and_reader(program: &Program, buf: Buf) -> (Option<&Op>, Option<&Op>) {
+    let find = |found: &dyn Fn(&Op) -> bool| program.ops.iter().find(|op| found(op));
+    (
+        find(&|op| op.writes().contains(&buf)),
+        find(&|op| edge_inputs(op).contains(&buf)),
+    )
+}
+
+/// How the values of an edge buffer lie in memory: as operands where a product reads them, unless
+/// they are the result of another.
+pub fn value_number(program: &Program, numbers: EdgeNumbers, buf: Buf) -> Number {
+    let (maker, reader) = maker_and_reader(program, buf);
+    numbers.number(reader.is_some_and(is_product) && !maker.is_some_and(is_product))
+}
+
+/// The same for the gradient of an edge buffer, on the way back: the product that made the buffer
+/// reads it.
+pub fn gradient_number(program: &Program, numbers: EdgeNumbers, buf: Buf) -> Number {
+    let (maker, reader) = maker_and_reader(program, buf);
+    numbers.number(maker.is_some_and(is_product) && !reader.is_some_and(is_product))
 }
 
 fn again(program: &Program, stage: &EdgeStage, kept: &dyn Fn(Buf) -> bool) -> Vec<usize> {
@@ -300,19 +371,23 @@ fn again(program: &Program, stage: &EdgeStage, kept: &dyn Fn(Buf) -> bool) -> Ve
 fn value_uses(
     program: &Program,
     stage: &EdgeStage,
-    stored: usize,
+    numbers: EdgeNumbers,
     kept: &dyn Fn(Buf) -> bool,
     order: &[usize],
-    last_read: &dyn Fn(Buf) -> usize,
+    last_read: &dyn Fn(Buf) -> Option<usize>,
 ) -> Vec<Use<EdgeKey>> {
+    let operands = numbers.operands.bytes();
     let mut uses = Vec::new();
     for (step, &i) in order.iter().enumerate() {
-        let mut push = |key, bytes, end: usize| {
+        // A gather that its radial network does is written then.
+        let radial = stage.fused_gathers.iter().find(|pair| pair.1 == i);
+        let earlier = radial.and_then(|(radial, _)| order.iter().position(|j| j == radial));
+        let mut push = |key, bytes, end: Option<usize>| {
             uses.push(Use {
                 key,
                 bytes,
-                start: step,
-                end: end.max(step),
+                start: earlier.unwrap_or(step),
+                end: end.unwrap_or(step).max(step),
             });
         };
         match &program.ops[i] {
@@ -320,10 +395,15 @@ fn value_uses(
                 mlp, hidden_2, out, ..
             } => {
                 let width = program.weights[mlp.first_bias.0].shape[0];
-                push(EdgeKey::Activation(i, 1), width * stored, step);
-                push(EdgeKey::Activation(i, 2), width * stored, step);
-                for (buf, bytes) in [(*hidden_2, width * 4), (*out, program.width(*out) * stored)] {
-                    if !kept(buf) {
+                push(EdgeKey::Activation(i, 1), width * operands, None);
+                push(EdgeKey::Activation(i, 2), width * operands, None);
+                let out_bytes = program.width(*out) * numbers.values.bytes();
+                for (buf, bytes) in [(*hidden_2, width * 4), (*out, out_bytes)] {
+                    // Radial numbers may be used up where they are made.
+                    let passing = buf == *out
+                        && stage.gather_of(i, order).is_some()
+                        && last_read(buf).is_none();
+                    if !kept(buf) && !passing {
                         push(EdgeKey::Value(buf), bytes, last_read(buf));
                     }
                 }
@@ -332,7 +412,8 @@ fn value_uses(
                 && !stage.fused_gates.iter().any(|(gate, _)| *gate == i)
                 && !kept(op.out()) =>
             {
-                let bytes = program.width(op.out()) * stored;
+                let number = value_number(program, numbers, op.out());
+                let bytes = program.width(op.out()) * number.bytes();
                 push(EdgeKey::Value(op.out()), bytes, last_read(op.out()));
             }
             _ => {}
@@ -352,16 +433,15 @@ fn reads(program: &Program, stage: &EdgeStage, i: usize) -> Vec<Buf> {
 fn edge_buffers(
     program: &Program,
     stage: &EdgeStage,
-    stored: usize,
+    numbers: EdgeNumbers,
     kept: &dyn Fn(Buf) -> bool,
 ) -> EdgeBuffers {
     let reader = |order: &[usize], buf: Buf| {
-        let found = order
-            .iter()
-            .rposition(|&i| reads(program, stage, i).contains(&buf));
-        found.unwrap_or(0)
+        order.iter().rposition(|&i| {
+            !stage.gathered_before(i, order) && reads(program, stage, i).contains(&buf)
+        })
     };
-    let forward = value_uses(program, stage, stored, kept, &stage.ops, &|buf| {
+    let forward = value_uses(program, stage, numbers, kept, &stage.ops, &|buf| {
         reader(&stage.ops, buf)
     });
 
@@ -369,7 +449,7 @@ fn edge_buffers(
     let n = stage.ops.len();
     // Backward step of the operation at position `p` of the stage.
     let back = |p: usize| order.len() + (n - 1 - p);
-    let mut backward = value_uses(program, stage, stored, kept, &order, &|buf| {
+    let mut backward = value_uses(program, stage, numbers, kept, &order, &|buf| {
         let needs = |&(_, &i): &(usize, &usize)| program.ops[i].kept().contains(&buf);
         let last = stage
             .ops
@@ -378,7 +458,7 @@ fn edge_buffers(
             .filter(needs)
             .map(|(p, _)| back(p))
             .max();
-        last.unwrap_or(0).max(reader(&order, buf))
+        last.max(reader(&order, buf))
     });
     for (p, &i) in stage.ops.iter().enumerate() {
         let mut push = |key, bytes, end| {
@@ -394,29 +474,18 @@ fn edge_buffers(
         for buf in edge_inputs(&program.ops[i]) {
             let maker = stage.ops.iter().position(|&j| program.ops[j].out() == buf);
             let maker = maker.expect("checked when the stages were made");
-            let bytes = program.width(buf) * stored;
+            let number = gradient_number(program, numbers, buf);
+            let bytes = program.width(buf) * number.bytes();
             push(EdgeKey::Gradient(buf), bytes, back(maker));
         }
-        match &program.ops[i] {
-            Op::Radial { mlp, .. } => {
-                let width = program.weights[mlp.first_bias.0].shape[0];
-                for layer in [1, 2, 3] {
-                    let key = EdgeKey::ActivationGradient(i, layer);
-                    push(key, width * stored, back(p));
-                }
+        if let Op::Radial { mlp, .. } = &program.ops[i] {
+            let width = program.weights[mlp.first_bias.0].shape[0];
+            for (layer, operand) in [(1, false), (2, false), (3, true)] {
+                let key = EdgeKey::ActivationGradient(i, layer);
+                push(key, width * numbers.number(operand).bytes(), back(p));
             }
-            Op::GatherRotateScale { x, .. } => {
-                push(EdgeKey::Source(i), 4 * program.width(*x), back(p));
-            }
-            _ => {}
         }
     }
-    backward.push(Use {
-        key: EdgeKey::Scale,
-        bytes: 4,
-        start: order.len(),
-        end: order.len() + n,
-    });
     EdgeBuffers {
         forward: Arena::plan(&forward),
         backward: Arena::plan(&backward),

@@ -1,12 +1,12 @@
 //! One evaluation: the launches of a forward and a backward pass, in order.
 
-use super::Precision;
 use super::device::{Device, Kernel, LaunchSize};
 use super::error::CudaError;
-use super::gemm::{self, Arithmetic, NO_BIAS};
+use super::gemm::{self, Arithmetic, Beside, GemmLaunch, NO_BIAS};
 use super::params::*;
 use super::pass::Pass;
-use super::plan::{AtomKey, EdgeKey, EdgeStage, Plan, Stage};
+use super::plan::{AtomKey, EdgeKey, EdgeStage, Plan, Stage, gradient_number, value_number};
+use super::precision::Number;
 use super::shapes::Shapes;
 use super::weights::{Matrix, Pool, Weights};
 use crate::nn::op::BalanceTarget;
@@ -19,6 +19,8 @@ pub struct Constants {
     pub row_degree: DevicePtr,
     /// Half turns J_l, f64.
     pub half_turns: DevicePtr,
+    /// What each radial row scales, [`RadialRow`].
+    pub radial_rows: DevicePtr,
 }
 
 /// Queues the launches of one evaluation.
@@ -35,8 +37,6 @@ pub struct Runner<'a> {
     pub weights: &'a Weights,
     /// Constants.
     pub constants: Constants,
-    /// Number types.
-    pub precision: Precision,
     /// Launch sizes.
     pub shapes: &'a Shapes,
 }
@@ -125,17 +125,19 @@ impl Runner<'_> {
             .offset(offset * self.pass.chunking.rows)
     }
 
-    /// Whether edge values that a product reads are rounded to tf32 when they are written.
-    fn round_tf32(&self) -> u32 {
-        u32::from(self.precision == Precision::Tf32)
+    /// How the values of an edge buffer lie in memory.
+    fn value_number(&self, buf: Buf) -> Number {
+        value_number(self.program, self.plan.numbers, buf)
     }
 
-    /// How an SO(2) map multiplies: what it reads is rounded unless another map has written it.
-    fn so2_arithmetic(&self, operand_is_product: bool) -> Arithmetic {
-        match (self.precision, operand_is_product) {
-            (Precision::Tf32, true) => Arithmetic::F32AsTf32,
-            (precision, _) => Arithmetic::of_edges(precision),
-        }
+    /// How its gradient lies in memory.
+    fn gradient_number(&self, buf: Buf) -> Number {
+        gradient_number(self.program, self.plan.numbers, buf)
+    }
+
+    /// How a product of edge values multiplies.
+    fn arithmetic(&self, memory: Number, result: Number) -> Arithmetic {
+        Arithmetic::of_edges(memory, self.plan.numbers.operands, result)
     }
 
     fn channels(&self) -> u32 {
@@ -322,19 +324,6 @@ impl Runner<'_> {
         }
     }
 
-    fn product(
-        &self,
-        arithmetic: Arithmetic,
-        gated: bool,
-        tiles: usize,
-        spans: &[GemmSpan],
-        params: GemmParams,
-    ) -> Done {
-        let launch = gemm::launch(arithmetic, gated, tiles, spans, params);
-        self.device
-            .launch(launch.kernel, launch.size, &launch.params)
-    }
-
     fn atom_product(&self, pool: Pool, spans: &[GemmSpan], params: GemmParams) -> Done {
         let p = &self.pass.places;
         let (weights, weight_table) = self.bases(pool);
@@ -347,19 +336,33 @@ impl Runner<'_> {
             tile_count: self.pass.whole().at::<u32>(5),
             ..params
         };
-        let arithmetic = Arithmetic::of_atoms(self.precision);
-        self.product(arithmetic, false, tiles, spans, params)
+        let room = (tiles, self.device.info().shared_bytes);
+        let launch = gemm::launch(Arithmetic::F32, Beside::Nothing, room, spans, params);
+        self.launch((launch.kernel, launch.size), &launch.params)
     }
 
     fn edge_product(
         &self,
         at: Edges,
         arithmetic: Arithmetic,
-        gated: bool,
+        beside: Beside,
         pool: Pool,
         spans: &[GemmSpan],
         params: GemmParams,
     ) -> Done {
+        let launch = self.edge_launch(at, arithmetic, beside, pool, spans, params);
+        self.launch((launch.kernel, launch.size), &launch.params)
+    }
+
+    fn edge_launch(
+        &self,
+        at: Edges,
+        arithmetic: Arithmetic,
+        beside: Beside,
+        pool: Pool,
+        spans: &[GemmSpan],
+        params: GemmParams,
+    ) -> GemmLaunch {
         let p = &self.pass.places;
         let (weights, weight_table) = self.bases(pool);
         let tiles = self.pass.chunking.tiles;
@@ -373,7 +376,8 @@ impl Runner<'_> {
             first_item: chunk.at::<u32>(2),
             ..params
         };
-        self.product(arithmetic, gated, tiles, spans, params)
+        let room = (tiles, self.device.info().shared_bytes);
+        gemm::launch(arithmetic, beside, room, spans, params)
     }
 
     /// One matrix `[out][in]` as a span, its pool, and the place of its transpose.
@@ -454,9 +458,7 @@ impl Runner<'_> {
                         stage: s,
                         backward: false,
                     };
-                    for &i in &stage.ops {
-                        self.forward_edges(stage, i, at)?;
-                    }
+                    self.forward_edges(stage, &stage.ops, at)?;
                 }
                 Ok(())
             }
@@ -632,14 +634,21 @@ impl Runner<'_> {
         self.launch(self.shapes.balance(self.atoms()), &params)
     }
 
-    fn forward_edges(&self, stage: &EdgeStage, i: usize, at: Edges) -> Done {
+    /// Operations of a stage, in order.
+    fn forward_edges(&self, stage: &EdgeStage, ops: &[usize], at: Edges) -> Done {
+        ops.iter()
+            .filter(|&&i| !stage.gathered_before(i, ops))
+            .try_for_each(|&i| self.forward_edge(stage, i, ops, at))
+    }
+
+    fn forward_edge(&self, stage: &EdgeStage, i: usize, ops: &[usize], at: Edges) -> Done {
         let p = &self.pass.places;
         let rows = self.pass.chunking.rows;
         let chunk = self.pass.chunk(at.chunk);
         match &self.program.ops[i] {
             Op::Radial {
                 mlp, hidden_2, out, ..
-            } => self.radial(i, mlp, *hidden_2, *out, at),
+            } => self.radial(i, mlp, (*hidden_2, *out), stage.gather_of(i, ops), at),
             Op::GatherRotateScale { x, radial, out, .. } => {
                 let params = GatherRotateScaleParams {
                     chunk,
@@ -650,9 +659,10 @@ impl Runner<'_> {
                     radial: self.edge(at, EdgeKey::Value(*radial)),
                     out: self.edge(at, EdgeKey::Value(*out)),
                     channels: self.channels(),
-                    round_tf32: self.round_tf32(),
+                    pad: 0,
                 };
-                self.launch(self.shapes.gather_rotate_scale(rows), &params)
+                let written = self.value_number(*out);
+                self.launch(self.shapes.gather_rotate_scale(rows, written), &params)
             }
             Op::So2Linear {
                 x,
@@ -680,9 +690,12 @@ impl Runner<'_> {
                     row_degree: self.constants.row_degree,
                     ..GemmParams::default()
                 };
-                let of_product = gate.is_none() && self.is_product(stage, *x);
-                let arithmetic = self.so2_arithmetic(of_product);
-                self.edge_product(at, arithmetic, gate.is_some(), pool, &spans, params)
+                let arithmetic = self.arithmetic(self.value_number(input), self.value_number(*out));
+                let beside = match gate {
+                    Some(_) => Beside::Gate,
+                    None => Beside::Nothing,
+                };
+                self.edge_product(at, arithmetic, beside, pool, &spans, params)
             }
             Op::GateEdges { x, channels, out } => {
                 if stage.fused_gates.iter().any(|(gate, _)| *gate == i) {
@@ -695,9 +708,10 @@ impl Runner<'_> {
                     channels: *channels as u32,
                     lmax: self.lmax(),
                     mmax: self.mmax(),
-                    round_tf32: self.round_tf32(),
+                    pad: 0,
                 };
-                self.launch(self.shapes.gate_edges(rows), &params)
+                let written = self.value_number(*out);
+                self.launch(self.shapes.gate_edges(rows, written), &params)
             }
             Op::RotateScatter { message, x, out } => {
                 let size = self.shapes.rotate_scatter(self.atoms());
@@ -714,24 +728,6 @@ impl Runner<'_> {
             }
             _ => unreachable!("not part of an edge stage"),
         }
-    }
-
-    /// Whether an SO(2) map of the stage writes a buffer.
-    fn is_product(&self, stage: &EdgeStage, buf: Buf) -> bool {
-        let writes = |&i: &usize| match self.program.ops[i] {
-            Op::So2Linear { out, .. } => out == buf,
-            _ => false,
-        };
-        stage.ops.iter().any(writes)
-    }
-
-    /// Whether an SO(2) map of the stage reads a buffer, and so writes its gradient.
-    fn feeds_product(&self, stage: &EdgeStage, buf: Buf) -> bool {
-        let reads = |&i: &usize| match self.program.ops[i] {
-            Op::So2Linear { x, .. } => x == buf,
-            _ => false,
-        };
-        stage.ops.iter().any(reads)
     }
 
     fn scatter(
@@ -765,7 +761,15 @@ impl Runner<'_> {
         (spacing as f32, (-0.5 / (2.0 * spacing).powi(2)) as f32)
     }
 
-    fn radial(&self, i: usize, mlp: &RadialMlp, hidden_2: Buf, out: Buf, at: Edges) -> Done {
+    /// A radial network, and the gather that uses its numbers where its last product does that too.
+    fn radial(
+        &self,
+        i: usize,
+        mlp: &RadialMlp,
+        (hidden_2, out): (Buf, Buf),
+        gather: Option<usize>,
+        at: Edges,
+    ) -> Done {
         let p = &self.pass.places;
         let rows = self.pass.chunking.rows;
         let chunk = self.pass.chunk(at.chunk);
@@ -788,8 +792,6 @@ impl Runner<'_> {
             width: width as u32,
             spacing,
             exponent,
-            round_tf32: self.round_tf32(),
-            pad: 0,
         };
         self.launch(
             self.shapes.radial_first(rows, width, self.program.basis),
@@ -809,8 +811,15 @@ impl Runner<'_> {
             bias_offset: 0,
             ..span
         };
-        let arithmetic = Arithmetic::of_edges_to_f32(self.precision);
-        self.edge_product(at, arithmetic, false, matrix.pool, &[span], second)?;
+        let arithmetic = self.arithmetic(self.plan.numbers.operands, Number::F32);
+        self.edge_product(
+            at,
+            arithmetic,
+            Beside::Nothing,
+            matrix.pool,
+            &[span],
+            second,
+        )?;
 
         let params = LayerNormSiluParams {
             chunk,
@@ -819,24 +828,52 @@ impl Runner<'_> {
             bias: self.weights.plain(mlp.norm_2.1),
             out: self.edge(at, EdgeKey::Activation(i, 2)),
             width: width as u32,
-            round_tf32: self.round_tf32(),
+            pad: 0,
         };
         self.launch(self.shapes.layer_norm_silu(rows, width), &params)?;
 
         let (span, matrix) = self.matrix(mlp.third.0);
-        let third = GemmParams {
-            a: self.edge(at, EdgeKey::Activation(i, 2)),
-            a_stride: width as u64,
-            bias: self.weights.plain(mlp.third.1),
-            out: self.edge(at, EdgeKey::Value(out)),
-            out_stride: self.program.width(out) as u64,
-            ..GemmParams::default()
-        };
         let span = GemmSpan {
             bias_offset: 0,
             ..span
         };
-        let arithmetic = Arithmetic::of_edges(self.precision);
-        self.edge_product(at, arithmetic, false, matrix.pool, &[span], third)
+        // In the forward pass nobody else may want them.
+        let wanted = gather.is_none() || at.backward || self.plan.kept_at(out).is_some();
+        let third = GemmParams {
+            a: self.edge(at, EdgeKey::Activation(i, 2)),
+            a_stride: width as u64,
+            bias: self.weights.plain(mlp.third.1),
+            out: match wanted {
+                true => self.edge(at, EdgeKey::Value(out)),
+                false => DevicePtr::NULL,
+            },
+            out_stride: self.program.width(out) as u64,
+            ..GemmParams::default()
+        };
+        let numbers = self.plan.numbers;
+        let arithmetic = self.arithmetic(numbers.operands, numbers.values);
+        let gather = gather.map(|i| &self.program.ops[i]);
+        let Some(Op::GatherRotateScale {
+            x, out: gathered, ..
+        }) = gather
+        else {
+            return self.edge_product(at, arithmetic, Beside::Nothing, matrix.pool, &[span], third);
+        };
+        let launch = self.edge_launch(at, arithmetic, Beside::Gather, matrix.pool, &[span], third);
+        let layout = &self.program.layout;
+        let params = GatherGemmParams {
+            product: launch.params,
+            source: self.at(p.source),
+            target: self.at(p.target),
+            wigner: self.at(p.wigner),
+            x: self.value(*x),
+            gathered: self.edge(at, EdgeKey::Value(*gathered)),
+            rows: self.constants.radial_rows,
+            channels: self.channels(),
+            wigner_len: layout.wigner_len as u32,
+            atom_rows: layout.rows as u32,
+            edge_rows: layout.edge_rows as u32,
+        };
+        self.launch((launch.kernel, launch.size), &params)
     }
 }

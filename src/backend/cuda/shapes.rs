@@ -2,10 +2,12 @@
 //! layout, the number types and the alignment of a program, and its grid, block and shared memory
 //! for a capacity. The constants are those of the sources.
 
-use super::Precision;
 use super::device::{Kernel, LaunchSize};
 use super::error::CudaError;
+use super::params::RadialRow;
+use super::precision::{EdgeNumbers, Number, Precision};
 use crate::nn::{Op, Program};
+use crate::so3::Layout;
 
 /// A kernel and with how many threads it is launched.
 pub type Launch = (Kernel, LaunchSize);
@@ -26,40 +28,65 @@ const NORM_THREADS: u32 = 128;
 const BALANCE_THREADS: u32 = 1024;
 const SUM_THREADS: u32 = 256;
 
+/// What a kernel reads and writes of edge values.
+#[derive(Clone, Copy, PartialEq)]
+enum Variant {
+    F32,
+    F16,
+    /// Reads f32 values, writes fp16 operands.
+    Mix,
+}
+
+impl From<Number> for Variant {
+    fn from(number: Number) -> Variant {
+        match number {
+            Number::F32 => Variant::F32,
+            Number::F16 => Variant::F16,
+        }
+    }
+}
+
 /// One name for each layout, number type and alignment.
 macro_rules! layout_kernel {
-    ($shapes:expr, $name:literal) => {
-        layout_kernel!(@layouts $shapes, $name,
+    ($shapes:expr, $name:literal, $variant:expr) => {
+        layout_kernel!(@layouts $shapes, $name, $variant,
             (1, 1) (2, 1) (2, 2) (3, 2) (3, 3) (4, 2) (4, 4) (6, 2))
     };
-    (@layouts $shapes:expr, $name:literal, $(($l:literal, $m:literal))*) => {
+    (@layouts $shapes:expr, $name:literal, $variant:expr, $(($l:literal, $m:literal))*) => {
         match ($shapes.lmax, $shapes.mmax) {
-            $(($l, $m) => stored_kernel!($shapes, concat!($name, "_", $l, "_", $m), $shapes.channels),)*
+            $(($l, $m) => edge_kernel!(
+                concat!($name, "_", $l, "_", $m), $variant, $shapes.channels.is_multiple_of(4)
+            ),)*
             (l, m) => unreachable!("layout {l}, {m} is refused before"),
         }
     };
 }
 
-macro_rules! stored_kernel {
-    ($shapes:expr, $name:expr, $channels:expr) => {
-        match ($shapes.half, $channels % 4 == 0) {
-            (false, true) => Kernel(concat!($name, "_f32_v4")),
-            (false, false) => Kernel(concat!($name, "_f32_v1")),
-            (true, true) => Kernel(concat!($name, "_f16_v4")),
-            (true, false) => Kernel(concat!($name, "_f16_v1")),
+macro_rules! edge_kernel {
+    ($name:expr, $variant:expr, $aligned:expr) => {
+        match ($variant, $aligned) {
+            (Variant::F32, true) => Kernel(concat!($name, "_f32_v4")),
+            (Variant::F32, false) => Kernel(concat!($name, "_f32_v1")),
+            (Variant::F16, true) => Kernel(concat!($name, "_f16_v4")),
+            (Variant::F16, false) => Kernel(concat!($name, "_f16_v1")),
+            (Variant::Mix, true) => Kernel(concat!($name, "_mix_v4")),
+            (Variant::Mix, false) => Kernel(concat!($name, "_mix_v1")),
         }
     };
 }
 
 macro_rules! radial_kernel {
-    ($shapes:expr, $name:literal, $width:expr) => {
-        match ($shapes.half, radial_variant($width)) {
-            (false, RadialVariant::To128) => Kernel(concat!($name, "_f32_128")),
-            (false, RadialVariant::To512) => Kernel(concat!($name, "_f32_512")),
-            (false, RadialVariant::Any) => Kernel(concat!($name, "_f32_any")),
-            (true, RadialVariant::To128) => Kernel(concat!($name, "_f16_128")),
-            (true, RadialVariant::To512) => Kernel(concat!($name, "_f16_512")),
-            (true, RadialVariant::Any) => Kernel(concat!($name, "_f16_any")),
+    ($name:literal, $variant:expr, $width:expr) => {
+        match ($variant, radial_variant($width)) {
+            (Variant::F32, RadialVariant::To128) => Kernel(concat!($name, "_f32_128")),
+            (Variant::F32, RadialVariant::To512) => Kernel(concat!($name, "_f32_512")),
+            (Variant::F32, RadialVariant::Any) => Kernel(concat!($name, "_f32_any")),
+            (Variant::F16, RadialVariant::To128) => Kernel(concat!($name, "_f16_128")),
+            (Variant::F16, RadialVariant::To512) => Kernel(concat!($name, "_f16_512")),
+            (Variant::F16, RadialVariant::Any) => Kernel(concat!($name, "_f16_any")),
+            (Variant::Mix, RadialVariant::To128) => Kernel(concat!($name, "_mix_128")),
+            (Variant::Mix, RadialVariant::To512) => Kernel(concat!($name, "_mix_512")),
+            (Variant::Mix, RadialVariant::Any) => Kernel(concat!($name, "_mix_any")),
         }
     };
 }
@@ -86,8 +113,7 @@ pub struct Shapes {
     mmax: usize,
     wigner_len: usize,
     channels: usize,
-    /// Whether edge values are stored as f16.
-    half: bool,
+    numbers: EdgeNumbers,
     /// Most channels of a gated edge row and of a gated atom row.
     edge_gate_channels: usize,
     atom_gate_channels: usize,
@@ -137,7 +163,7 @@ impl Shapes {
             mmax: program.layout.mmax,
             wigner_len: program.layout.wigner_len,
             channels: program.channels,
-            half: precision == Precision::F16,
+            numbers: EdgeNumbers::of(precision),
             edge_gate_channels: channels_of(true).max().unwrap_or(1),
             atom_gate_channels: channels_of(false).max().unwrap_or(1),
             edge_gates_aligned: channels_of(true).all(|c| c % 4 == 0),
@@ -173,6 +199,15 @@ impl Shapes {
             }
         }
         Ok(())
+    }
+
+    /// Of a kernel that reads values and writes what lies in memory as `written`.
+    fn variant(&self, written: Number) -> Variant {
+        match (self.numbers.values, written) {
+            (Number::F32, Number::F32) => Variant::F32,
+            (Number::F32, Number::F16) => Variant::Mix,
+            (Number::F16, _) => Variant::F16,
+        }
     }
 
     /// Channels of a thread.
@@ -226,7 +261,7 @@ impl Shapes {
             RadialVariant::To512 => 2,
             RadialVariant::Any => 1,
         };
-        let kernel = radial_kernel!(self, "radial_first", width);
+        let kernel = radial_kernel!("radial_first", self.numbers.operands.into(), width);
         (kernel, radial_size(rows, edges))
     }
 
@@ -236,28 +271,29 @@ impl Shapes {
             RadialVariant::To128 => 4,
             RadialVariant::To512 | RadialVariant::Any => 1,
         };
-        let kernel = radial_kernel!(self, "radial_first_backward", width);
+        let kernel = radial_kernel!("radial_first_backward", self.numbers.values.into(), width);
         (kernel, radial_size(rows, edges))
     }
 
     /// LayerNorm and SiLU.
     pub fn layer_norm_silu(&self, rows: usize, width: usize) -> Launch {
-        let kernel = radial_kernel!(self, "layer_norm_silu", width);
+        let kernel = radial_kernel!("layer_norm_silu", self.numbers.operands.into(), width);
         (kernel, radial_size(rows, 1))
     }
 
     /// Gradient of LayerNorm and SiLU.
     pub fn layer_norm_silu_backward(&self, rows: usize, width: usize) -> Launch {
-        let kernel = radial_kernel!(self, "layer_norm_silu_backward", width);
+        let variant = self.variant(self.numbers.operands);
+        let kernel = radial_kernel!("layer_norm_silu_backward", variant, width);
         (kernel, radial_size(rows, 1))
     }
 
-    /// Gather, rotate and scale `rows` edges.
-    pub fn gather_rotate_scale(&self, rows: usize) -> Launch {
+    /// Gather, rotate and scale `rows` edges; `written`: how the result lies in memory.
+    pub fn gather_rotate_scale(&self, rows: usize, written: Number) -> Launch {
         let lanes = self.lanes();
         let threads = (2 * lanes).max(256);
         let edges = threads / (2 * lanes) * GATHER_RUN;
-        let kernel = layout_kernel!(self, "gather_rotate_scale");
+        let kernel = layout_kernel!(self, "gather_rotate_scale", self.variant(written));
         (kernel, LaunchSize::new(blocks(rows, edges), threads as u32))
     }
 
@@ -268,7 +304,8 @@ impl Shapes {
         let mut size = LaunchSize::new(blocks(atoms, 1), threads as u32);
         size.grid[1] = 2;
         let size = size.shared(4 * ((1 + slots) * rows + 3 * slots * parts));
-        (layout_kernel!(self, "gather_backward"), size)
+        let variant = self.variant(self.numbers.operands);
+        (layout_kernel!(self, "gather_backward", variant), size)
     }
 
     fn scatter(&self, atoms: usize) -> LaunchSize {
@@ -285,61 +322,43 @@ impl Shapes {
 
     /// Rotate and scatter to `atoms`.
     pub fn rotate_scatter(&self, atoms: usize) -> Launch {
-        (layout_kernel!(self, "rotate_scatter"), self.scatter(atoms))
+        let variant: Variant = self.numbers.values.into();
+        let kernel = layout_kernel!(self, "rotate_scatter", variant);
+        (kernel, self.scatter(atoms))
     }
 
     /// Scatter m = 0 rows to `atoms`.
     pub fn scatter_radial(&self, atoms: usize) -> Launch {
-        (layout_kernel!(self, "scatter_radial"), self.scatter(atoms))
+        let variant: Variant = self.numbers.values.into();
+        let kernel = layout_kernel!(self, "scatter_radial", variant);
+        (kernel, self.scatter(atoms))
     }
 
-    /// Gradient of `rotate_scatter`.
-    pub fn rotate_scatter_backward(&self, atoms: usize) -> Launch {
-        let kernel = layout_kernel!(self, "rotate_scatter_backward");
+    /// Gradient of `rotate_scatter`; `written`: how the gradient of the messages lies in memory.
+    pub fn rotate_scatter_backward(&self, atoms: usize, written: Number) -> Launch {
+        let kernel = layout_kernel!(self, "rotate_scatter_backward", self.variant(written));
         (kernel, self.scatter_backward(atoms))
     }
 
     /// Gradient of `scatter_radial`.
     pub fn scatter_radial_backward(&self, atoms: usize) -> Launch {
-        let kernel = layout_kernel!(self, "scatter_radial_backward");
+        let variant = self.variant(self.numbers.operands);
+        let kernel = layout_kernel!(self, "scatter_radial_backward", variant);
         (kernel, self.scatter_backward(atoms))
     }
 
-    /// Gates of `rows` edges.
-    pub fn gate_edges(&self, rows: usize) -> Launch {
-        let kernel = self.edge_gates(
-            "gate_edges_f32_v4",
-            "gate_edges_f32_v1",
-            "gate_edges_f16_v4",
-            "gate_edges_f16_v1",
-        );
+    /// Gates of `rows` edges; `written`: how the result lies in memory.
+    pub fn gate_edges(&self, rows: usize, written: Number) -> Launch {
+        let kernel = edge_kernel!("gate_edges", self.variant(written), self.edge_gates_aligned);
         (kernel, self.gate_edges_size(rows))
     }
 
-    /// Gradient of the gates of `rows` edges.
-    pub fn gate_edges_backward(&self, rows: usize) -> Launch {
-        let kernel = self.edge_gates(
-            "gate_edges_backward_f32_v4",
-            "gate_edges_backward_f32_v1",
-            "gate_edges_backward_f16_v4",
-            "gate_edges_backward_f16_v1",
-        );
+    /// Gradient of the gates of `rows` edges; `written`: how the gradient of what enters the gates lies
+    /// in memory.
+    pub fn gate_edges_backward(&self, rows: usize, written: Number) -> Launch {
+        let (variant, aligned) = (self.variant(written), self.edge_gates_aligned);
+        let kernel = edge_kernel!("gate_edges_backward", variant, aligned);
         (kernel, self.gate_edges_size(rows))
-    }
-
-    fn edge_gates(
-        &self,
-        f32_4: &'static str,
-        f32_1: &'static str,
-        f16_4: &'static str,
-        f16_1: &'static str,
-    ) -> Kernel {
-        Kernel(match (self.half, self.edge_gates_aligned) {
-            (false, true) => f32_4,
-            (false, false) => f32_1,
-            (true, true) => f16_4,
-            (true, false) => f16_1,
-        })
     }
 
     fn gate_edges_size(&self, rows: usize) -> LaunchSize {
@@ -407,6 +426,28 @@ impl Shapes {
     pub fn add_nodes(&self, atoms: usize, width: usize) -> Launch {
         (Kernel("add_nodes"), elementwise(atoms, width))
     }
+}
+
+/// What each radial row scales.
+pub fn radial_rows(layout: &Layout) -> Vec<RadialRow> {
+    let mut rows = vec![RadialRow::default(); layout.radial_width(1)];
+    for (l, edge_rows) in layout.degree_rows.iter().enumerate() {
+        // Orders -m..=m.
+        let zero = edge_rows.len() / 2;
+        for m in 0..=zero {
+            let (plus, minus) = (edge_rows[zero + m], edge_rows[zero - m]);
+            let wigner = |row: usize| (layout.wigner_offset[l] + row * (2 * l + 1)) as u32;
+            rows[layout.radial_row[plus]] = RadialRow {
+                degree: l as u32,
+                order: m as u32,
+                wigner: wigner(zero + m),
+                minus_wigner: wigner(zero - m),
+                row: plus as u32,
+                minus_row: minus as u32,
+            };
+        }
+    }
+    rows
 }
 
 fn radial_size(rows: usize, edges: usize) -> LaunchSize {

@@ -5,10 +5,11 @@
 //! atom products in f32; mixed and per-task matrices have one pool per system or task, so that one
 //! launch finds the matrices of every system through a table of base addresses.
 
+use super::Options;
 use super::device::{Device, Kernel, LaunchSize};
 use super::error::CudaError;
 use super::params::{DevicePtr, MixParams};
-use super::{Options, Precision};
+use super::precision::{EdgeNumbers, Number};
 use crate::backend::{Conditioning, WeightData, WeightSource};
 use crate::nn::{Op, Program, RadialMlp, Weight, WeightKind, WeightSlot, WeightUse};
 use std::collections::HashMap;
@@ -61,7 +62,8 @@ struct Mixed {
 pub struct Weights {
     program: Arc<Program>,
     source: Arc<dyn WeightSource>,
-    precision: Precision,
+    /// Of the matrices of edge products.
+    operands: Number,
     matrices: Vec<Option<Matrix>>,
     plain: Vec<Option<DevicePtr>>,
     /// By operation.
@@ -179,27 +181,15 @@ fn lay_out(slot: &WeightSlot, w: &[f64]) -> (Vec<f64>, Vec<f64>) {
     }
 }
 
-/// Numbers as they lie in device memory: rounded as the products take them.
-fn encode(values: &[f64], precision: Precision) -> Vec<u8> {
+/// Numbers as they lie in device memory.
+fn encode(values: &[f64], number: Number) -> Vec<u8> {
     let floats = values.iter().map(|&x| x as f32);
-    match precision {
-        Precision::F32 => bytemuck::cast_slice(&floats.collect::<Vec<f32>>()).to_vec(),
-        Precision::Tf32 => {
-            let rounded: Vec<f32> = floats.map(round_tf32).collect();
-            bytemuck::cast_slice(&rounded).to_vec()
-        }
-        Precision::F16 => {
+    match number {
+        Number::F32 => bytemuck::cast_slice(&floats.collect::<Vec<f32>>()).to_vec(),
+        Number::F16 => {
             let halves: Vec<u16> = floats.map(|x| half::f16::from_f32(x).to_bits()).collect();
             bytemuck::cast_slice(&halves).to_vec()
         }
-    }
-}
-
-/// 10 bits of mantissa, to the nearest, ties away from zero: `cuda/tf32.cuh`.
-fn round_tf32(x: f32) -> f32 {
-    match x.is_finite() {
-        true => f32::from_bits((x.to_bits() + 0x1000) & !0x1fff),
-        false => x,
     }
 }
 
@@ -220,11 +210,7 @@ impl Weights {
         source: Arc<dyn WeightSource>,
         options: &Options,
     ) -> Result<Weights, CudaError> {
-        let half = options.precision == Precision::F16;
-        let of_atoms = match options.precision {
-            Precision::F32 => Precision::F32,
-            Precision::Tf32 | Precision::F16 => Precision::Tf32,
-        };
+        let operands = EdgeNumbers::of(options.precision).operands;
         let pools = pools(&program)?;
         let mut matrices = vec![None; program.weights.len()];
         let mut plain = vec![None; program.weights.len()];
@@ -258,7 +244,7 @@ impl Weights {
         for (i, slot) in program.weights.iter().enumerate() {
             match matrices[i] {
                 None if pools[i].is_none() && slot.usage == WeightUse::Plain => {
-                    let bytes = encode(&values(&source.weight(&slot.name)), Precision::F32);
+                    let bytes = encode(&values(&source.weight(&slot.name)), Number::F32);
                     plain[i] = Some(store(device, &bytes)?);
                 }
                 None => {}
@@ -296,7 +282,7 @@ impl Weights {
             .map(|op| match op {
                 Op::Radial { mlp, .. } => {
                     let tables = radial_tables(&program, &*source, mlp);
-                    let put = |values: &[f64]| store(device, &encode(values, Precision::F32));
+                    let put = |values: &[f64]| store(device, &encode(values, Number::F32));
                     Ok(Some(RadialTables {
                         gaussians: put(&tables[0])?,
                         source: put(&tables[1])?,
@@ -307,16 +293,16 @@ impl Weights {
             })
             .collect::<Result<_, CudaError>>()?;
         Ok(Weights {
-            edge: store(device, &encode(&edge, options.precision))?,
-            atom: store(device, &encode(&atom, of_atoms))?,
-            tasks: store(device, &encode(&tasks, of_atoms))?,
+            edge: store(device, &encode(&edge, operands))?,
+            atom: store(device, &encode(&atom, Number::F32))?,
+            tasks: store(device, &encode(&tasks, Number::F32))?,
             task_bytes: size(Pool::Task) as u64 * 4,
-            mixed_bytes: size(Pool::Mixed) * if half { 2 } else { 4 },
+            mixed_bytes: size(Pool::Mixed) * operands.bytes(),
             mixed: HashMap::new(),
             mixed_limit_bytes: options.mixed_bytes,
             experts: HashMap::new(),
             experts_limit_bytes: options.experts_bytes,
-            precision: options.precision,
+            operands,
             clock: 0,
             program,
             source,
@@ -453,10 +439,9 @@ impl Weights {
         let expert_count = missing[0].experts.len();
         let coefficients = store(device, bytemuck::cast_slice(&coefficients))?;
         let table = store(device, bytemuck::cast_slice(bases))?;
-        let kernel = Kernel(match self.precision {
-            Precision::F32 => "mix_f32",
-            Precision::Tf32 => "mix_tf32",
-            Precision::F16 => "mix_f16",
+        let kernel = Kernel(match self.operands {
+            Number::F32 => "mix_f32",
+            Number::F16 => "mix_f16",
         });
         for i in 0..self.program.weights.len() {
             let Some(Matrix {
@@ -507,7 +492,7 @@ impl Weights {
         let data = self.source.weight(&self.program.weights[weight].name);
         let pointer = match &data {
             WeightData::F32(w) => store(device, bytemuck::cast_slice(w))?,
-            WeightData::F64(_) => store(device, &encode(&values(&data), Precision::F32))?,
+            WeightData::F64(_) => store(device, &encode(&values(&data), Number::F32))?,
         };
         let stays = !self.mixed.is_empty() && self.all_experts_bytes() <= self.experts_limit_bytes;
         if stays {

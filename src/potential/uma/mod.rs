@@ -30,7 +30,8 @@ pub enum Precision {
     /// IEEE single precision.
     #[default]
     F32,
-    /// On CUDA devices: products of tf32 numbers, summed in f32; everything else f32.
+    /// On CUDA devices: products of numbers with 10 bits of mantissa, as tf32 has, summed in f32;
+    /// everything else f32.
     Tf32,
     /// On CUDA devices: products of fp16 numbers, summed in f32, values of edges kept in fp16;
     /// everything else f32.
@@ -179,8 +180,7 @@ impl UmaPotential {
         };
         let program = Arc::new(network::program(&checkpoint.config));
         let free = device.memory().map_err(|error| error.to_string())?.free;
-        let mut cuda_options = cuda::Options::new(precision, free);
-        cuda_options.memory_bytes = cuda_options.memory_bytes.min(options.memory_bytes);
+        let cuda_options = cuda::Options::new(precision, free).limited_to(options.memory_bytes);
         let backend = CudaBackend::new(program, checkpoint.clone(), device, cuda_options)
             .map_err(|error| error.to_string())?;
         Ok(UmaPotential {

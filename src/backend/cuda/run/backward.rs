@@ -130,11 +130,9 @@ impl Runner<'_> {
                 stage: s,
                 backward: true,
             };
-            for &i in &again {
-                self.forward_edges(stage, i, at)?;
-            }
+            self.forward_edges(stage, &again, at)?;
             for &i in stage.ops.iter().rev() {
-                self.backward_edges(stage, i, at)?;
+                self.backward_edges(i, at)?;
             }
         }
         for &i in &stage.ops {
@@ -158,13 +156,13 @@ impl Runner<'_> {
 
     /// The factor of each edge's gradients, where there is one.
     fn gradient_scale(&self) -> DevicePtr {
-        match self.precision {
-            Precision::F16 => self.at(self.pass.places.gradient_scale),
-            _ => DevicePtr::NULL,
+        match self.plan.numbers.scaled() {
+            true => self.at(self.pass.places.gradient_scale),
+            false => DevicePtr::NULL,
         }
     }
 
-    fn backward_edges(&self, stage: &EdgeStage, i: usize, at: Edges) -> Done {
+    fn backward_edges(&self, i: usize, at: Edges) -> Done {
         let p = &self.pass.places;
         let rows = self.pass.chunking.rows;
         let chunk = self.pass.chunk(at.chunk);
@@ -190,7 +188,7 @@ impl Runner<'_> {
                     torque: self.at(p.torque),
                     source_torque: self.at(p.source_torque),
                     channels: self.channels(),
-                    round_tf32: self.round_tf32(),
+                    pad: 0,
                 };
                 self.launch(self.shapes.gather_backward(self.atoms()), &params)
             }
@@ -211,8 +209,9 @@ impl Runner<'_> {
                     out_stride: self.program.width(*x) as u64,
                     ..GemmParams::default()
                 };
-                let arithmetic = self.so2_arithmetic(self.feeds_product(stage, *out));
-                self.edge_product(at, arithmetic, false, pool, &spans, params)
+                let arithmetic =
+                    self.arithmetic(self.gradient_number(*out), self.gradient_number(*x));
+                self.edge_product(at, arithmetic, Beside::Nothing, pool, &spans, params)
             }
             Op::GateEdges { x, channels, out } => {
                 let params = GateEdgesBackwardParams {
@@ -223,12 +222,15 @@ impl Runner<'_> {
                     channels: *channels as u32,
                     lmax: self.lmax(),
                     mmax: self.mmax(),
-                    round_tf32: self.round_tf32(),
+                    pad: 0,
                 };
-                self.launch(self.shapes.gate_edges_backward(rows), &params)
+                let written = self.gradient_number(*x);
+                self.launch(self.shapes.gate_edges_backward(rows, written), &params)
             }
             Op::RotateScatter { message, out, .. } => {
-                let size = self.shapes.rotate_scatter_backward(self.atoms());
+                let size = self
+                    .shapes
+                    .rotate_scatter_backward(self.atoms(), self.gradient_number(*message));
                 self.scatter_backward(size, *message, *out, 1.0, at)
             }
             Op::ScatterRadial {
@@ -263,8 +265,6 @@ impl Runner<'_> {
             torque: self.at(p.torque),
             channels: self.channels(),
             scale,
-            round_tf32: self.round_tf32(),
-            pad: 0,
         };
         self.launch(size, &params)
     }
@@ -284,7 +284,8 @@ impl Runner<'_> {
         let width = self.shape(mlp.first_bias)[0];
         let [first, second, hidden] =
             [1, 2, 3].map(|k| self.edge(at, EdgeKey::ActivationGradient(i, k)));
-        let arithmetic = Arithmetic::of_edges(self.precision);
+        let numbers = self.plan.numbers;
+        let arithmetic = self.arithmetic(numbers.operands, numbers.values);
 
         let (span, matrix) = self.matrix(mlp.third.0);
         let params = GemmParams {
@@ -295,7 +296,14 @@ impl Runner<'_> {
             ..GemmParams::default()
         };
         let span = gemm::transposed(&span, matrix.backward);
-        self.edge_product(at, arithmetic, false, matrix.pool, &[span], params)?;
+        self.edge_product(
+            at,
+            arithmetic,
+            Beside::Nothing,
+            matrix.pool,
+            &[span],
+            params,
+        )?;
 
         let params = LayerNormSiluBackwardParams {
             chunk,
@@ -305,7 +313,7 @@ impl Runner<'_> {
             gradient: second,
             x_gradient: hidden,
             width: width as u32,
-            round_tf32: self.round_tf32(),
+            pad: 0,
         };
         self.launch(self.shapes.layer_norm_silu_backward(rows, width), &params)?;
 
@@ -318,7 +326,14 @@ impl Runner<'_> {
             ..GemmParams::default()
         };
         let span = gemm::transposed(&span, matrix.backward);
-        self.edge_product(at, arithmetic, false, matrix.pool, &[span], params)?;
+        self.edge_product(
+            at,
+            arithmetic,
+            Beside::Nothing,
+            matrix.pool,
+            &[span],
+            params,
+        )?;
 
         let (spacing, exponent) = self.gaussians();
         let params = RadialFirstBackwardParams {
