@@ -74,15 +74,15 @@ fn rotate_in<T: Real, S: Simd>(simd: S, d: &[T; WIGNER], x: &Rows<T, S>) -> Rows
     out
 }
 
-/// start + D^T q, in atom rows.
+/// sum + D^T q, in atom rows.
 #[inline(always)]
 fn rotate_out<T: Real, S: Simd>(
     simd: S,
     d: &[T; WIGNER],
     q: &Rows<T, S>,
-    start: &Rows<T, S>,
+    sum: &Rows<T, S>,
 ) -> Rows<T, S> {
-    let mut out = *start;
+    let mut out = *sum;
     out[0] = T::plus(simd, out[0], q[0]);
     for k in 0..3 {
         for r in 0..3 {
@@ -307,7 +307,7 @@ impl<T: Real> Scatter<'_, T> {
             .zip(y.chunks_exact_mut(ROWS * groups))
         {
             for g in 0..groups {
-                let mut sum = load(y, groups, g);
+                let mut sum = [T::splat(simd, T::ZERO); ROWS];
                 for e in geometry.target_start[atom]..geometry.target_start[atom + 1] {
                     let e = e as usize;
                     let p = T::splat(simd, geometry.envelope[e]);
@@ -395,7 +395,7 @@ impl<T: Real> ScatterRadial<'_, T> {
             .zip(y.chunks_exact_mut(ROWS * groups))
         {
             for g in 0..groups {
-                let mut sum = load(y, groups, g);
+                let mut sum = [T::splat(simd, T::ZERO); ROWS];
                 for e in geometry.target_start[atom]..geometry.target_start[atom + 1] {
                     let e = e as usize;
                     let p = T::splat(simd, self.scale * geometry.envelope[e]);
