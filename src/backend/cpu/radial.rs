@@ -1,8 +1,8 @@
 //! The radial networks of the edges.
 
-use super::geometry::gaussian_basis;
+use super::geometry::Gaussians;
 use super::matmul::{Start, matmul};
-use super::real::{Real, vectorised};
+use super::real::{LANES, Real, add_lanes, vectorised};
 use super::run::{Frame, Run, SUMS, Tile};
 use super::vector::{by_groups, run as run_kernel};
 use crate::nn::Buf;
@@ -271,7 +271,10 @@ pub(super) fn backward<T: Real>(
         Start::Zero,
         (&mut g0, basis),
     );
-    let (spacing, exponent) = gaussian_basis(run.program);
+    let Gaussians {
+        spacing, exponent, ..
+    } = Gaussians::new(basis, run.program.cutoff);
+    let centres: Vec<f64> = (0..basis).map(|k| k as f64 * spacing).collect();
     let sums = frame
         .sums
         .as_deref_mut()
@@ -284,13 +287,16 @@ pub(super) fn backward<T: Real>(
                 let d = run.geometry.distance[e];
                 let g0 = &g0[i * basis..][..basis];
                 let gaussians = &gaussians[e * basis..][..basis];
-                let mut slope = T::ZERO;
-                for k in 0..basis {
-                    // d/dd exp(c (d - mu)^2) = 2 c (d - mu) exp(...)
-                    let factor = T::from_f64(2.0 * exponent * (d - k as f64 * spacing));
-                    slope = (g0[k] * factor).mul_add(gaussians[k], slope);
+                let mut lanes = [T::ZERO; LANES];
+                for first in (0..basis).step_by(LANES) {
+                    let last = basis.min(first + LANES);
+                    for k in first..last {
+                        // d/dd exp(c (d - mu)^2) = 2 c (d - mu) exp(...)
+                        let factor = T::from_f64(2.0 * exponent * (d - centres[k]));
+                        lanes[k - first] = (g0[k] * factor).mul_add(gaussians[k], lanes[k - first]);
+                    }
                 }
-                sums[i * SUMS] += slope;
+                sums[i * SUMS] += add_lanes(lanes);
             }
         },
     );
