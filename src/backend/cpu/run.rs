@@ -24,7 +24,7 @@ const EDGE_TILE: std::ops::RangeInclusive<usize> = 96..=384;
 const SMALLEST_TILE: usize = 66;
 /// Rows that the library's widest kernel takes at once.
 const KERNEL_ROWS: usize = 6;
-/// Atoms per tile.
+/// Most atoms per tile.
 const ATOM_TILE: usize = 32;
 /// Memory for mixed weights, bytes. At UMA-S sizes one composition takes 44 MB in f32.
 const MIXED_CACHE_BYTES: usize = 1 << 30;
@@ -622,8 +622,8 @@ impl<T: Real> Run<'_, T> {
         let mut tiles = Vec::new();
         for (system, s) in self.systems.iter().enumerate() {
             let (rows, step) = match grain {
-                Grain::Edges => (&s.edges, even_step(s.edges.len(), edge_tile)),
-                Grain::Atoms => (&s.atoms, ATOM_TILE),
+                Grain::Edges => (&s.edges, edge_step(s.edges.len(), edge_tile)),
+                Grain::Atoms => (&s.atoms, even_step(s.atoms.len(), ATOM_TILE, KERNEL_ROWS)),
                 Grain::System => (&s.atoms, usize::MAX),
             };
             let mut start = rows.start;
@@ -640,16 +640,21 @@ impl<T: Real> Run<'_, T> {
     }
 }
 
+/// Edges per tile of a system with so many.
+fn edge_step(edges: usize, largest: usize) -> usize {
+    even_step(edges, largest, SMALLEST_TILE).next_multiple_of(KERNEL_ROWS)
+}
+
 /// Rows per tile so that a system gives a number of tiles that a few threads share evenly.
-fn even_step(rows: usize, largest: usize) -> usize {
+fn even_step(rows: usize, largest: usize, smallest: usize) -> usize {
     // A small system is cut finer, so that it is not left to one thread.
-    let tiles = rows.div_ceil(largest.min((rows / 8).max(SMALLEST_TILE)));
+    let tiles = rows.div_ceil(largest.min((rows / 8).max(smallest)));
     let tiles = if tiles > 2 {
         tiles.next_multiple_of(4)
     } else {
         tiles
     };
-    rows.div_ceil(tiles.max(1)).next_multiple_of(KERNEL_ROWS)
+    rows.div_ceil(tiles.max(1)).max(1)
 }
 
 impl<T: Real> Arena<T> {
