@@ -10,6 +10,7 @@
 //! instructions, and vectors would go through memory.
 
 use super::real::Real;
+use super::rotate;
 use super::run::{Run, SUMS, Tile};
 use super::vector::{by_groups, run as run_kernel};
 use crate::so3::Layout;
@@ -243,20 +244,27 @@ impl<T: Real> GatherBackward<'_, T> {
         let groups = self.groups::<S, G>();
         let geometry = &self.run.geometry;
         let x = T::vectors::<S>(self.x);
+        let n_bar = T::vectors_mut::<S>(self.n_bar);
         let zero = T::splat(simd, T::ZERO);
         let edges = self.tile.rows.clone();
-        for (((((e, y_bar), radial), radial_bar), n_bar), sums) in edges
+        for ((((e, y_bar), radial), radial_bar), sums) in edges
             .zip(T::vectors::<S>(self.y_bar).chunks_exact(2 * ROWS * groups))
             .zip(T::vectors::<S>(self.radial).chunks_exact(2 * RADIAL_ROWS * groups))
             .zip(T::vectors_mut::<S>(self.radial_bar).chunks_exact_mut(2 * RADIAL_ROWS * groups))
-            .zip(T::vectors_mut::<S>(self.n_bar).chunks_exact_mut(2 * ROWS * groups))
             .zip(self.sums.chunks_exact_mut(SUMS))
         {
             let d = wigner(self.run, e);
             let mut torque = [zero; 2];
+            let (begins, sum_row) = rotate::target_sum(self.run, self.tile, e);
             for half in 0..2 {
                 let atom = [geometry.source[e], geometry.target[e]][half];
                 let x = &x[atom as usize * ROWS * groups..][..ROWS * groups];
+                let n_bar = &mut n_bar[if half == 0 {
+                    2 * (e - self.tile.rows.start)
+                } else {
+                    2 * sum_row + 1
+                } * ROWS
+                    * groups..][..ROWS * groups];
                 for g in 0..groups {
                     let q = rotate_in(simd, d, &load(x, groups, g));
                     let mut q_bar = [zero; ROWS];
@@ -272,10 +280,12 @@ impl<T: Real> GatherBackward<'_, T> {
                         radial_bar[(2 * r + half) * groups + g] = shared[r];
                     }
                     torque = add_torque::<T, S>(simd, &q_bar, &q, torque);
-                    let n = rotate_out(simd, d, &q_bar, &[zero; ROWS]);
-                    for row in 0..ROWS {
-                        n_bar[(2 * row + half) * groups + g] = n[row];
-                    }
+                    let sum = if half == 0 || begins {
+                        [zero; ROWS]
+                    } else {
+                        load(n_bar, groups, g)
+                    };
+                    store(&rotate_out(simd, d, &q_bar, &sum), n_bar, groups, g);
                 }
             }
             add_to_sums(d, T::ONE, totals::<T, S>(simd, torque), sums);

@@ -269,6 +269,18 @@ fn gather_lanes<T: Real, const W: usize, const G: usize>(
     }
 }
 
+/// Where the gradient of an edge's target goes, as a row of the tile: the last edge of the tile with this
+/// target, where those of all of them are summed. And whether this edge is the first of them.
+///
+/// The gathered gradient is `[E][source | target]`; of its second half only those rows are used.
+#[inline(always)]
+pub(super) fn target_sum<T>(run: &Run<T>, tile: &Tile, e: usize) -> (bool, usize) {
+    let target = run.geometry.target[e] as usize;
+    let [first, end] = [target, target + 1].map(|a| run.geometry.target_start[a] as usize);
+    let last = end.min(tile.rows.end) - 1;
+    (e == first.max(tile.rows.start), last - tile.rows.start)
+}
+
 /// Edge half of the gradient: radial gradient, gathered gradient D^T q_bar, torque.
 pub(super) fn gather_backward<T: Real>(
     run: &Run<T>,
@@ -343,11 +355,11 @@ fn gather_backward_lanes<T: Real, const W: usize, const G: usize>(
     let radial_bar = lanes_mut::<T, W>(buffers.radial_bar);
     let n_bar = lanes_mut::<T, W>(buffers.n_bar);
     let mut q = vec![[T::ZERO; W]; width];
+    let mut turned = vec![[T::ZERO; W]; n_width];
     for (i, e) in tile.rows.clone().enumerate() {
         let y_bar = &y_bar[i * width..][..width];
         let radial = &radial[i * radial_width..][..radial_width];
         let radial_bar = &mut radial_bar[i * radial_width..][..radial_width];
-        let n_bar = &mut n_bar[i * n_width..][..n_width];
         let wigner = &geometry.wigner[e * layout.wigner_len..][..layout.wigner_len];
         let source = &x[geometry.source[e] as usize * stride..][..stride];
         let target = &x[geometry.target[e] as usize * stride..][..stride];
@@ -376,7 +388,7 @@ fn gather_backward_lanes<T: Real, const W: usize, const G: usize>(
             #[inline(always)]
             |row, g| q[row * 2 * groups + g],
             #[inline(always)]
-            |row, g, values| n_bar[row * 2 * groups + g] = values,
+            |row, g, values| turned[row * 2 * groups + g] = values,
         );
         let mut torque = [[T::ZERO; W]; 3];
         for half in 0..2 {
@@ -385,7 +397,7 @@ fn gather_backward_lanes<T: Real, const W: usize, const G: usize>(
                 run.generators,
                 groups,
                 #[inline(always)]
-                |row, g| n_bar[(2 * row + half) * groups + g],
+                |row, g| turned[(2 * row + half) * groups + g],
                 #[inline(always)]
                 |row, g| x[row * groups + g],
                 &mut torque,
@@ -393,6 +405,22 @@ fn gather_backward_lanes<T: Real, const W: usize, const G: usize>(
         }
         for (sum, torque) in buffers.sums[i * SUMS + 2..].iter_mut().zip(torque) {
             *sum += add_lanes(torque);
+        }
+        let (begins, sum_row) = target_sum(run, tile, e);
+        for half in 0..2 {
+            let row = [2 * i, 2 * sum_row + 1][half];
+            let n_bar = &mut n_bar[row * stride..][..stride];
+            for row in 0..layout.rows {
+                for g in 0..groups {
+                    let turned = &turned[(2 * row + half) * groups + g];
+                    let n_bar = &mut n_bar[row * groups + g];
+                    *n_bar = if half == 0 || begins {
+                        *turned
+                    } else {
+                        axpy(T::ONE, turned, n_bar)
+                    };
+                }
+            }
         }
     }
 }
@@ -434,14 +462,13 @@ fn add_up_lanes<T: Real, const W: usize, const G: usize>(
     let mut sum = vec![[T::ZERO; W]; rows * groups];
     for (i, atom) in tile.rows.clone().enumerate() {
         sum.fill([T::ZERO; W]);
-        let incoming = geometry.target_start[atom]..geometry.target_start[atom + 1];
         let outgoing =
             geometry.source_start[atom] as usize..geometry.source_start[atom + 1] as usize;
-        for e in incoming {
-            add_edge(rows, groups, n_bar, e as usize, 1, &mut sum);
+        for edges in run.incoming(run.system(tile), atom) {
+            add_row(n_bar, 2 * (edges.end - 1) + 1, &mut sum);
         }
         for &e in &geometry.outgoing[outgoing] {
-            add_edge(rows, groups, n_bar, e as usize, 0, &mut sum);
+            add_row(n_bar, 2 * e as usize, &mut sum);
         }
         let x_bar = &mut x_bar[i * rows * groups..][..rows * groups];
         for (x_bar, sum) in x_bar.iter_mut().zip(&sum) {
@@ -450,22 +477,12 @@ fn add_up_lanes<T: Real, const W: usize, const G: usize>(
     }
 }
 
-/// Adds the half of one edge's gathered gradient that belongs to an atom.
+/// Adds a row.
 #[inline(always)]
-fn add_edge<T: Real, const W: usize>(
-    rows: usize,
-    groups: usize,
-    n_bar: &[[T; W]],
-    e: usize,
-    half: usize,
-    x_bar: &mut [[T; W]],
-) {
-    let n_bar = &n_bar[e * 2 * rows * groups..][..2 * rows * groups];
-    for row in 0..rows {
-        for g in 0..groups {
-            let at = row * groups + g;
-            x_bar[at] = axpy(T::ONE, &n_bar[(2 * row + half) * groups + g], &x_bar[at]);
-        }
+fn add_row<T: Real, const W: usize>(rows: &[[T; W]], row: usize, sum: &mut [[T; W]]) {
+    let row = &rows[row * sum.len()..][..sum.len()];
+    for (sum, row) in sum.iter_mut().zip(row) {
+        *sum = axpy(T::ONE, row, sum);
     }
 }
 

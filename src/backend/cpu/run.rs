@@ -96,6 +96,8 @@ pub(super) struct Run<'a, T> {
     pub numbers: Vec<u8>,
     pub geometry: Geometry<T>,
     pub arena: Arena<T>,
+    /// Most edges per tile.
+    edge_tile: usize,
 }
 
 /// The buffers of one tile: what this segment writes.
@@ -287,6 +289,7 @@ impl<T: Real> CpuBackend<T> {
                 .collect(),
             geometry: Geometry::new(&self.program, &self.wigner, batch),
             arena,
+            edge_tile: self.edge_tile,
         }
     }
 
@@ -312,7 +315,7 @@ impl<T: Real> CpuBackend<T> {
                 // Every operation writes all of its output: what is left from before is no harm.
                 values.resize(rows * self.program.width(*buf), T::ZERO);
             }
-            let tiles = run.tiles(segment.grain, self.edge_tile);
+            let tiles = run.tiles(segment.grain);
             let mut frames = Frame::split(&self.program, &tiles, &outputs, &mut values);
             let shared: &Run<T> = run;
             let scratch: Vec<Buf> = self
@@ -427,7 +430,7 @@ impl<T: Real> CpuBackend<T> {
         scratch.dedup();
         let recomputed: Vec<Buf> = again.map(|s| self.writes(s)).unwrap_or_default();
 
-        let tiles = run.tiles(Grain::Edges, self.edge_tile);
+        let tiles = run.tiles(Grain::Edges);
         let mut frames = Frame::split(&self.program, &tiles, &gathered, &mut gradients);
         let mut rest = sums;
         for (tile, frame) in tiles.iter().zip(&mut frames) {
@@ -470,7 +473,7 @@ impl<T: Real> CpuBackend<T> {
             .iter()
             .map(|buf| std::mem::take(&mut run.arena.gradients[buf.0]))
             .collect();
-        let tiles = run.tiles(segment.grain, self.edge_tile);
+        let tiles = run.tiles(segment.grain);
         let mut frames = Frame::split(&self.program, &tiles, &touched, &mut gradients);
         let shared: &Run<T> = run;
         over_tiles(&tiles, &mut frames, |tile, frame| {
@@ -616,13 +619,34 @@ impl<T: Real> Run<'_, T> {
         }
     }
 
+    /// Edges per tile of a system.
+    fn edge_step(&self, system: &RunSystem<T>) -> usize {
+        even_step(system.edges.len(), self.edge_tile, SMALLEST_TILE).next_multiple_of(KERNEL_ROWS)
+    }
+
+    /// The incoming edges of an atom, cut where edge tiles end.
+    pub fn incoming(
+        &self,
+        system: &RunSystem<T>,
+        atom: usize,
+    ) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let [mut start, end] = [atom, atom + 1].map(|a| self.geometry.target_start[a] as usize);
+        let (first, step) = (system.edges.start, self.edge_step(system));
+        std::iter::from_fn(move || {
+            let cut = first + ((start - first) / step + 1) * step;
+            let run = start..cut.min(end);
+            start = run.end;
+            (!run.is_empty()).then_some(run)
+        })
+    }
+
     /// Cuts the rows into tiles. No tile holds rows of two systems, and the cuts within a system
     /// depend on its size alone.
-    fn tiles(&self, grain: Grain, edge_tile: usize) -> Vec<Tile> {
+    fn tiles(&self, grain: Grain) -> Vec<Tile> {
         let mut tiles = Vec::new();
         for (system, s) in self.systems.iter().enumerate() {
             let (rows, step) = match grain {
-                Grain::Edges => (&s.edges, edge_step(s.edges.len(), edge_tile)),
+                Grain::Edges => (&s.edges, self.edge_step(s)),
                 Grain::Atoms => (&s.atoms, even_step(s.atoms.len(), ATOM_TILE, KERNEL_ROWS)),
                 Grain::System => (&s.atoms, usize::MAX),
             };
@@ -638,11 +662,6 @@ impl<T: Real> Run<'_, T> {
         }
         tiles
     }
-}
-
-/// Edges per tile of a system with so many.
-fn edge_step(edges: usize, largest: usize) -> usize {
-    even_step(edges, largest, SMALLEST_TILE).next_multiple_of(KERNEL_ROWS)
 }
 
 /// Rows per tile so that a system gives a number of tiles that a few threads share evenly.
