@@ -60,11 +60,7 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(reason) => {
-            if !reason.is_empty() {
-                // In one piece: under mpirun the ranks' lines meet on one terminal.
-                let message = format!("umaserve: {}\n", reason.trim_end());
-                eprint!("{message}");
-            }
+            serve::say(&reason);
             ExitCode::FAILURE
         }
     }

@@ -9,6 +9,8 @@ mod restored;
 use std::sync::Arc;
 
 use crate::cli::Device;
+#[cfg(feature = "mpi")]
+use crate::comm::mpi::{Identity, Ranks};
 use crate::comm::thread::ThreadWorkers;
 use crate::compute;
 use crate::config::{ModelConfig, ServeConfig, host_name};
@@ -53,7 +55,8 @@ impl Exit {
 /// Serves until a signal, or computes until rank 0 dismisses this rank.
 ///
 /// # Errors
-/// Whatever prevents a start, in words for the user; empty where another rank says it.
+/// Whatever prevents a start, in words for the user; empty where it is said already, here or by
+/// another rank.
 pub fn run(config: &ServeConfig) -> Result<Exit, String> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(config.model.threads)
@@ -181,13 +184,29 @@ fn source(
     })
 }
 
+/// Says why this process ends.
+pub fn say(reason: &str) {
+    if !reason.is_empty() {
+        // In one piece: under mpirun the ranks' lines meet on one terminal.
+        let message = format!("umaserve: {}\n", reason.trim_end());
+        eprint!("{message}");
+    }
+}
+
 /// The ranks of an MPI job; one rank alone serves as if there were no MPI.
 #[cfg(feature = "mpi")]
 fn ranks(config: &ServeConfig) -> Result<Exit, String> {
-    use crate::comm::mpi as cluster;
-    use cluster::{Identity, Ranks};
-
     let ranks = Ranks::join()?;
+    // Said before MPI is finalized: afterwards the others end, and the launcher kills this one.
+    take_part(&ranks, config).map_err(|reason| {
+        say(&reason);
+        String::new()
+    })
+}
+
+/// What this rank does in the job.
+#[cfg(feature = "mpi")]
+fn take_part(ranks: &Ranks, config: &ServeConfig) -> Result<Exit, String> {
     if let Some(expected) = config.expected_ranks
         && expected != ranks.size()
     {

@@ -246,13 +246,13 @@ fn numbered(id: u64) -> Arc<Shard> {
 
 /// Waits for the wake-up, then polls.
 fn next_event(workers: &mut ThreadWorkers, woken: &mpsc::Receiver<()>) -> WorkerEvent {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(event) = workers.poll() {
             return event;
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        woken.recv_timeout(left).expect("an event within 20 s");
+        woken.recv_timeout(left).expect("an event within 60 s");
     }
 }
 

@@ -51,6 +51,14 @@ fn without_gap(frames: &[(u64, Vec<u64>)]) {
     }
 }
 
+/// Whether a state is on disk that goes on running: one has been saved since the start of the run.
+fn is_kept(place: &Path) -> bool {
+    files(place, ".state").iter().any(|name| {
+        let bytes = std::fs::read(place.join(name)).unwrap_or_default();
+        umaserve::resume::decode(&bytes).is_ok_and(|saved| saved.recording.is_some())
+    })
+}
+
 /// The recording of an undisturbed run of so many frames.
 fn undisturbed(frames: usize) -> Vec<(u64, Vec<u64>)> {
     let place = tempfile::tempdir().unwrap();
@@ -155,12 +163,9 @@ fn a_damaged_state_is_refused_by_name_and_the_others_resume() {
     std::fs::write(place.path().join(&states[1]), bytes).unwrap();
 
     let program = Program::start(serve(&options));
-    let log = program.log();
+    let log = program.log_with("checksum");
     assert!(log.contains("session not resumed"), "{log}");
-    assert!(
-        log.contains(&states[1]) && log.contains("checksum"),
-        "{log}"
-    );
+    assert!(log.contains(&states[1]), "{log}");
     let mut resumed = 0;
     for (_, key) in viewers.drain(..) {
         let mut viewer = program.viewer();
@@ -180,13 +185,16 @@ fn a_damaged_state_is_refused_by_name_and_the_others_resume() {
 fn a_lost_record_directory_is_told_and_recording_resumes() {
     let parent = tempfile::tempdir().unwrap();
     let place = parent.path().join("runs");
-    let program = Program::start(serve(&["--record".into(), place.display().to_string()]));
+    let mut program = Program::start(serve(&["--record".into(), place.display().to_string()]));
     let mut viewer = program.viewer();
     viewer.attach("");
     viewer.begin("run");
     viewer.hear_frames(5);
     std::fs::rename(&place, parent.path().join("moved")).unwrap();
-    std::fs::write(&place, "in the way").unwrap();
+    while std::fs::write(&place, "in the way").is_err() {
+        // A flush in between has made the directory again.
+        std::fs::remove_dir_all(&place).unwrap();
+    }
     let notice = viewer.hear_notice("RECORDING_FAILED");
     assert!(notice.contains("runs"), "{notice}");
     // The simulation goes on.
@@ -196,7 +204,9 @@ fn a_lost_record_directory_is_told_and_recording_resumes() {
     assert!(notice.contains("frames are missing"), "{notice}");
     viewer.hear_frames(5);
     viewer.end();
-    drop(program);
+    // The frames of the new file may be in memory alone until then.
+    program.signal("INT");
+    assert_eq!(program.wait(), Some(0));
     let (_, failed) = repair_directory(&place, &[]).unwrap();
     assert_eq!(failed, []);
     let frames = numbers(&place, "run.h5");
@@ -260,7 +270,8 @@ fn a_disk_that_has_room_again_is_recorded_to_again() {
     program.signal("TERM");
     let code = program.wait();
     let frames = numbers(place.path(), "run.h5");
-    assert!(mounted("umount", &[]));
+    // Servers of other tests that were started while the file was open have it open, too.
+    assert!(mounted("umount", &["-l"]));
     assert_eq!(code, Some(75));
     assert!(frames.windows(2).all(|pair| pair[0].0 < pair[1].0));
 }
@@ -269,7 +280,7 @@ fn a_disk_that_has_room_again_is_recorded_to_again() {
 fn a_hung_evaluation_ends_the_server_with_70_and_nothing_is_lost() {
     let place = tempfile::tempdir().unwrap();
     let mut options = keeping(place.path());
-    options.extend(["--shard-timeout".into(), "1".into()]);
+    options.extend(["--shard-timeout".into(), "5".into()]);
     let mut command = serve(&options);
     command.env("UMASERVE_INJECT_FAULT", "hang:0:30");
     let mut program = Program::start(command);
@@ -279,8 +290,8 @@ fn a_hung_evaluation_ends_the_server_with_70_and_nothing_is_lost() {
     assert_eq!(viewer.hear_restart(), "SERVER_DRAINING");
     assert_eq!(program.wait(), Some(70));
     let log = program.log();
-    assert!(log.contains("has had a shard for more than 1s"), "{log}");
-    let mut program = Program::start(serve(&options));
+    assert!(log.contains("has had a shard for more than 5s"), "{log}");
+    let mut program = Program::start(serve(&keeping(place.path())));
     let mut viewer = program.viewer();
     assert!(viewer.attach(&key).resumed);
     viewer.hear_frames(40);
@@ -354,6 +365,9 @@ fn kills_at_random_moments_lose_nothing_that_was_flushed() {
             while program.metric("umaserve_recorded_frames") == 0.0 {
                 viewer.hear_for(Duration::from_millis(20)); // requests are bounded, too
             }
+        }
+        while round == 0 && !is_kept(place.path()) {
+            viewer.hear_for(Duration::from_millis(20));
         }
         viewer.hear_for(Duration::from_micros(random >> 46)); // up to 0.26 s
         // What the server itself calls safe: the frames that it has found, and its own.
@@ -439,7 +453,7 @@ mod ranks {
         command.args(["supervise", "--"]);
         command.args(mpirun()).args(["-n", "3", PROGRAM]);
         command.args(arguments(&keeping(place)));
-        command.args(["--rank-timeout", "2"]).args(more);
+        command.args(["--rank-timeout", "10"]).args(more);
         command
     }
 
@@ -451,6 +465,9 @@ mod ranks {
         let key = viewer.attach("").session_id;
         viewer.begin("run");
         viewer.hear_frames(60);
+        while !is_kept(place.path()) {
+            viewer.hear_for(Duration::from_millis(20));
+        }
         let ranks = program.ranks();
         assert_eq!(ranks.len(), 3, "{what}");
         let begun = Instant::now();
@@ -500,7 +517,7 @@ mod ranks {
     fn a_device_error_in_one_rank_only_moves_its_jobs() {
         let place = tempfile::tempdir().unwrap();
         let mut command = job(place.path(), &[]);
-        command.env("UMASERVE_INJECT_FAULT", "device-error:1:15");
+        command.env("UMASERVE_INJECT_FAULT", "device-error:1:5");
         // All jobs of one session may go to the other worker, so there are several.
         let mut program = Program::start(command);
         let mut viewers: Vec<Viewer> = (0..4)
@@ -519,7 +536,12 @@ mod ranks {
         for viewer in &mut viewers {
             viewer.end();
         }
-        assert_eq!(program.health()["workers"], 2);
+        // A new potential is made beside the run and may come after it.
+        let deadline = Instant::now() + PATIENCE;
+        while program.health()["workers"] != 2 {
+            assert!(Instant::now() < deadline, "one worker is missing");
+            std::thread::sleep(Duration::from_millis(50));
+        }
         program.signal("USR1");
         assert_eq!(program.wait(), Some(75));
         let log = program.log();

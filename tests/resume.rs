@@ -126,29 +126,6 @@ fn start(viewer: &mut Viewer, (kind, integrator, label): (i32, i32, &str)) {
     }));
 }
 
-/// A viewer that is listened to in turn with others falls behind at times.
-const BEHIND: &str = "WAITING_FOR_ACK";
-
-/// The next frame.
-fn frame(viewer: &mut Viewer) -> Frame {
-    loop {
-        match viewer.hear() {
-            Heard::Notice(notice) if notice.message == BEHIND => {}
-            other => return other.frame(),
-        }
-    }
-}
-
-/// The next notice that says something.
-fn notice(viewer: &mut Viewer) -> String {
-    loop {
-        let notice = viewer.hear_notice();
-        if notice.message != BEHIND {
-            return notice.message;
-        }
-    }
-}
-
 type Bits = Vec<u64>;
 
 fn bits(frame: &Frame) -> Bits {
@@ -199,10 +176,12 @@ fn a_viewer_that_comes_back_finds_its_simulation_and_its_counters() {
         server.statistics.held_sessions.load(Ordering::Relaxed) == 1
     });
     // The step in hand lands, then nothing is computed.
-    std::thread::sleep(Duration::from_millis(50));
-    let jobs = server.statistics.jobs.load(Ordering::Relaxed);
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(jobs, server.statistics.jobs.load(Ordering::Relaxed));
+    let jobs = || server.statistics.jobs.load(Ordering::Relaxed);
+    wait_until("no more steps", || {
+        let before = jobs();
+        std::thread::sleep(Duration::from_millis(100));
+        jobs() == before
+    });
 
     let (mut viewer, state) = come_back(&server.engine, 2, &key, last_seen);
     assert!(state.resumed && state.running && state.evaluated);
@@ -498,7 +477,7 @@ fn interrupted_runs(
         if round > 0 {
             assert_eq!(server.end(Event::Drain), Ending::Drained);
             for (viewer, _) in &mut viewers {
-                let told = notice(viewer);
+                let told = viewer.hear_notice().message;
                 assert!(told.starts_with("SERVER_DRAINING"), "{told}");
                 assert!(matches!(viewer.hear(), Heard::Goodbye(Goodbye::Restarting)));
             }
@@ -514,13 +493,13 @@ fn interrupted_runs(
         }
         for (viewer, _) in &mut viewers {
             for _ in 0..frames / (restarts + 1) + 1 {
-                frame(viewer);
+                viewer.hear().frame();
             }
         }
     }
     for (viewer, _) in &mut viewers {
         viewer.stop();
-        assert_eq!(notice(viewer), "SIMULATION_STOPPED");
+        assert_eq!(viewer.hear_notice().message, "SIMULATION_STOPPED");
         viewer.end_session();
     }
     drop(server);

@@ -2,6 +2,8 @@
 
 #![no_main]
 
+mod order;
+
 use std::io::{Cursor, Write};
 use std::path::PathBuf;
 use std::sync::LazyLock;

@@ -3,6 +3,8 @@
 
 #![no_main]
 
+mod order;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

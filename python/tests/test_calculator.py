@@ -266,7 +266,7 @@ def test_sessions_end_with_their_calculators(server: Server) -> None:
         atoms.get_potential_energy()
     del atoms
     gc.collect()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while sessions() > before:
         assert time.monotonic() < deadline, "sessions are left behind"
         time.sleep(0.05)

@@ -219,6 +219,7 @@ def test_a_detached_run_survives_a_restart(start: Callable[..., Server], tmp_pat
     session = server.session()
     session.load(warm(ethanol))
     session.start(seed=1)
+    next(session.watch())
     secret = session.detach()
     time.sleep(0.7)
     assert server.end(signal.SIGTERM) == 75
@@ -256,7 +257,7 @@ def test_a_server_that_is_gone(start: Callable[..., Server], ethanol: Atoms) -> 
     with pytest.raises(ConnectionLost, match="cannot be reached"):
         for _ in frames:
             pass
-    assert time.monotonic() - before < 20
+    assert time.monotonic() - before < 60
     server.start()
     with pytest.raises(SessionLost):
         session.edit()
@@ -266,11 +267,13 @@ def test_a_server_that_is_gone(start: Callable[..., Server], ethanol: Atoms) -> 
 def test_words_of_the_server_reach_the_user(
     start: Callable[..., Server], ethanol: Atoms, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = start("--max-message-rate", "20")
+    server = start("--max-message-rate", "2")
     heard: list[str] = []
     with caplog.at_level(logging.WARNING, "umaserve"), server.session(on_notice=heard.append) as session:
         session.load(ethanol)
         for _ in range(60):
+            if heard:
+                break
             session.edit({0: ethanol.positions[0]})
     assert heard
     assert heard[0].startswith("RATE_LIMITED")

@@ -160,8 +160,18 @@ impl Viewer {
         self.say(Payload::Stop);
     }
 
-    /// The next message; acknowledged.
+    /// The next message; acknowledged. That the session waits for this viewer tells only how its
+    /// thread is scheduled.
     pub fn hear(&mut self) -> Heard {
+        loop {
+            match self.hear_any() {
+                Heard::Notice(notice) if notice.message == "WAITING_FOR_ACK" => {}
+                heard => return heard,
+            }
+        }
+    }
+
+    fn hear_any(&mut self) -> Heard {
         let deadline = Instant::now() + PATIENCE;
         let message = loop {
             match self.messages.try_recv() {

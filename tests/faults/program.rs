@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use prost::Message as _;
@@ -19,7 +20,7 @@ use umaserve::server::convert::proto::{
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_umaserve");
 const MODEL: &str = "tests/data/nano-1p2.pt";
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 const WATER: [u32; 3] = [8, 1, 1];
 const POSITIONS: [f64; 9] = [0.0, 0.0, 0.12, 0.0, 0.76, -0.47, 0.0, -0.76, -0.47];
@@ -96,6 +97,8 @@ pub struct Program {
     addresses: Mutex<Receiver<String>>,
     address: String,
     log: Arc<Mutex<String>>,
+    /// Reads the log until nobody has the pipe any more.
+    reader: JoinHandle<()>,
 }
 
 impl Program {
@@ -118,7 +121,7 @@ impl Program {
         let log = Arc::new(Mutex::new(String::new()));
         let errors = BufReader::new(child.stderr.take().unwrap());
         let lines = log.clone();
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in errors.lines().map_while(Result::ok) {
                 let mut log = lines.lock().unwrap();
                 log.push_str(&line);
@@ -130,6 +133,7 @@ impl Program {
             addresses: Mutex::new(addresses),
             address: String::new(),
             log,
+            reader,
         };
         program.wait_for_start();
         program
@@ -190,23 +194,37 @@ impl Program {
         self.child.wait().unwrap();
     }
 
-    /// Its exit code, once it has ended.
+    /// Its exit code, once it and all that it has started have ended and their log is read.
     pub fn wait(&mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            let status = self.child.try_wait().unwrap();
+            if let Some(status) = status
+                && self.reader.is_finished()
+            {
                 return status.code();
             }
-            assert!(Instant::now() < deadline, "the program does not end");
+            assert!(Instant::now() < deadline, "not ended: {status:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// What it has logged.
+    /// What it has logged until now; all after [`Program::wait`].
     pub fn log(&self) -> String {
-        // The reader of a program that has just ended may have lines left.
-        std::thread::sleep(Duration::from_millis(50));
         self.log.lock().unwrap().clone()
+    }
+
+    /// What it has logged, once this word is in it.
+    pub fn log_with(&self, word: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let log = self.log();
+            if log.contains(word) {
+                return log;
+            }
+            assert!(Instant::now() < deadline, "no {word} in {log}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The ranks of the running job, by their number.

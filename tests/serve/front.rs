@@ -132,11 +132,18 @@ fn the_same_job_keeps_its_token_and_its_port() {
         command.env("SLURM_JOB_ID", job);
         Program::start(command)
     };
-    let first = start("1");
-    let before = read(&path);
-    drop(first); // killed
-    let mut second = start("1");
-    let after = read(&path);
+    let start_twice = || {
+        let first = start("1");
+        let before = read(&path);
+        drop(first); // killed
+        let second = start("1");
+        (before, second, read(&path))
+    };
+    let (mut before, mut second, mut after) = start_twice();
+    if after["port"] != before["port"] {
+        // Somebody else may have been given it in between.
+        (before, second, after) = start_twice();
+    }
     assert_eq!(
         (&after["token"], &after["port"]),
         (&before["token"], &before["port"])

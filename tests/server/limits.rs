@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::SinkExt as _;
 use tokio::io::AsyncWriteExt as _;
@@ -105,7 +105,7 @@ async fn atoms_are_bounded_per_token_and_in_all() {
 async fn a_viewer_that_sends_too_much_is_slowed_down_and_told_and_loses_nothing() {
     let server = Server::start(ServerSettings {
         // Room for all answers: on a busy machine they come faster than they leave.
-        max_outgoing: 200,
+        max_outgoing: 300,
         ..limited(Limits {
             max_message_rate: 50.0,
             ..Limits::default()
@@ -115,11 +115,12 @@ async fn a_viewer_that_sends_too_much_is_slowed_down_and_told_and_loses_nothing(
     let mut v = viewer(&server, ADA).await.unwrap();
     v.acknowledge = false;
     // STOP is a barrier: every one is answered.
-    for _ in 0..90 {
+    let begun = Instant::now();
+    for _ in 0..200 {
         v.ask(stop()).await;
     }
     let (mut answers, mut told) = (0, 0);
-    while answers < 90 {
+    while answers < 200 {
         let notice = v.hear_notice().await;
         match notice.message() {
             "SIMULATION_STOPPED" => answers += 1,
@@ -130,9 +131,11 @@ async fn a_viewer_that_sends_too_much_is_slowed_down_and_told_and_loses_nothing(
             other => panic!("{other}"),
         }
     }
-    assert_eq!(told, 1);
+    // Three seconds where nothing stands still; after ten it is told again.
+    let most = 1 + begun.elapsed().as_secs() / 10;
+    assert!((1..=most).contains(&told), "{told} times");
     let before = server.watch.messages.load(Ordering::SeqCst);
-    assert_eq!(before, 90);
+    assert_eq!(before, 200);
 }
 
 #[tokio::test]
@@ -162,7 +165,7 @@ async fn requests_are_bounded_per_token() {
 #[tokio::test]
 async fn a_viewer_that_says_nothing_is_closed_with_1008() {
     let server = Server::start(ServerSettings {
-        idle_timeout: Some(Duration::from_millis(400)),
+        idle_timeout: Some(Duration::from_secs(3)),
         ..with_tokens()
     })
     .await;
@@ -178,7 +181,7 @@ async fn a_viewer_that_says_nothing_is_closed_with_1008() {
     let close = silent.hear_close().await.unwrap();
     assert_eq!(close.code, CloseCode::Policy);
     server.sessions(1).await;
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(!watching.is_finished());
     watching.abort();
 }

@@ -24,6 +24,9 @@ use umaserve::session::SessionSettings;
 
 use crate::engine::{self, Watch};
 
+/// What a viewer is told that has not been scheduled for a quarter of a second.
+pub const BEHIND: &str = "WAITING_FOR_ACK";
+
 /// Nothing in these tests takes this long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -200,10 +203,13 @@ impl Viewer {
     }
 
     pub async fn hear_frame(&mut self) -> (ServerResult, Frame) {
-        let mut result = self.hear().await;
-        match result.payload.take() {
-            Some(server_result::Payload::Frame(frame)) => (result, frame),
-            other => panic!("{other:?}"),
+        loop {
+            let mut result = self.hear().await;
+            match result.payload.take() {
+                Some(server_result::Payload::Frame(frame)) => return (result, frame),
+                Some(server_result::Payload::Notice(notice)) if notice.message() == BEHIND => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 

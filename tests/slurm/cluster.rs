@@ -182,7 +182,7 @@ impl Cluster {
         ]);
         cluster.daemon("munged", munged);
         let socket = cluster.path("munge.socket");
-        wait_for("munged", Duration::from_secs(20), || {
+        wait_for("munged", Duration::from_secs(60), || {
             socket.exists().then_some(())
         });
         let mut controller = cluster.command("slurmctld");
@@ -244,11 +244,7 @@ impl Cluster {
         for directory in ["state", "spool", "tmp"] {
             std::fs::create_dir(self.path(directory)).unwrap();
         }
-        // Chosen together, so that they differ.
-        let ports: Vec<TcpListener> = (0..3)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let port = |k: usize| ports[k].local_addr().unwrap().port();
+        let ports = ports(3);
         let controller = match &self.network {
             None => "127.0.0.1",
             Some(_) => Network::HERE,
@@ -279,7 +275,7 @@ impl Cluster {
              SlurmdParameters=config_overrides\nKillWait=30\n\
              GresTypes=gpu\n",
             host = host_name(),
-            ctld = port(0),
+            ctld = ports[0],
             user = good(Command::new("id").arg("-un")),
         );
         let gres = match gpus {
@@ -293,7 +289,7 @@ impl Cluster {
                 None => "127.0.0.1".to_owned(),
                 Some(_) => Network::address(k),
             };
-            let port = port(1 + k);
+            let port = ports[1 + k];
             text += &format!(
                 "NodeName={name} NodeAddr={address} NodeHostname={name} Port={port} CPUs=4{gres}\n"
             );
@@ -447,6 +443,19 @@ impl Job<'_> {
             (self.field("JobState") == state).then_some(())
         });
     }
+}
+
+/// Free ports that the system gives to nobody who lets it choose: the daemons bind them later.
+fn ports(count: usize) -> Vec<u16> {
+    let chosen_by_the_system = read(Path::new("/proc/sys/net/ipv4/ip_local_port_range"));
+    let first = chosen_by_the_system.split_whitespace().next();
+    let first: u16 = first.and_then(|text| text.parse().ok()).unwrap_or(32768);
+    // Other processes with this test look elsewhere.
+    let begin = 10_000 + (std::process::id() % 1_000) as u16 * 10;
+    let free = |port: &u16| TcpListener::bind(("0.0.0.0", *port)).is_ok();
+    let ports: Vec<u16> = (begin..first).filter(free).take(count).collect();
+    assert_eq!(ports.len(), count, "no free ports from {begin} to {first}");
+    ports
 }
 
 pub fn read(path: &Path) -> String {

@@ -322,14 +322,15 @@ fn ranks_on_two_nodes_simulate_together() {
                 );
             }
         }
-        let output = job.output();
-        for worker in ["worker=0", "worker=1"] {
-            let sent = output.lines().filter(|line| line.contains("shard sent"));
-            assert!(
-                sent.filter(|line| line.contains(worker)).count() > 10,
-                "{worker}: {output}"
-            );
-        }
+        // The launcher may still have lines on their way.
+        job.wait_for("shards at both workers", || {
+            let output = job.output();
+            let sent = |worker: &str| {
+                let lines = output.lines().filter(|line| line.contains("shard sent"));
+                lines.filter(|line| line.contains(worker)).count()
+            };
+            (sent("worker=0") > 10 && sent("worker=1") > 10).then_some(())
+        });
         job.cancel(&[]);
         job.wait_for_state("CANCELLED");
     }
