@@ -293,6 +293,54 @@ impl<T: Real> GatherBackward<'_, T> {
     }
 }
 
+/// See [`rotate::gather_add_up`](super::rotate::gather_add_up).
+pub(super) struct AddUp<'a, T> {
+    pub run: &'a Run<'a, T>,
+    pub tile: &'a Tile,
+    pub n_bar: &'a [T],
+    pub x_bar: &'a mut [T],
+}
+
+kernel!(AddUp);
+
+impl<T: Real> AddUp<'_, T> {
+    #[inline(always)]
+    fn work<S: Simd, const G: usize>(self, simd: S) {
+        let groups = self.groups::<S, G>();
+        let width = ROWS * groups;
+        let system = self.run.system(self.tile);
+        let n_bar = T::vectors::<S>(self.n_bar);
+        for (atom, x_bar) in self
+            .tile
+            .rows
+            .clone()
+            .zip(T::vectors_mut::<S>(self.x_bar).chunks_exact_mut(width))
+        {
+            let outgoing = self.run.outgoing(atom);
+            for g in 0..groups {
+                let mut sum = [T::splat(simd, T::ZERO); ROWS];
+                for edges in self.run.incoming(system, atom) {
+                    let n = load(&n_bar[(2 * edges.end - 1) * width..], groups, g);
+                    for row in 0..ROWS {
+                        sum[row] = T::plus(simd, sum[row], n[row]);
+                    }
+                }
+                for &e in outgoing {
+                    let n = load(&n_bar[2 * e as usize * width..], groups, g);
+                    for row in 0..ROWS {
+                        sum[row] = T::plus(simd, sum[row], n[row]);
+                    }
+                }
+                let before = load(x_bar, groups, g);
+                for row in 0..ROWS {
+                    sum[row] = T::plus(simd, sum[row], before[row]);
+                }
+                store(&sum, x_bar, groups, g);
+            }
+        }
+    }
+}
+
 /// See [`rotate::scatter`](super::rotate::scatter).
 pub(super) struct Scatter<'a, T> {
     pub run: &'a Run<'a, T>,

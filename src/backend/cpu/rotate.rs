@@ -435,15 +435,25 @@ pub(super) fn gather_add_up<T: Real>(
 ) {
     let n_bar = &run.arena.gradients[gradient.0];
     let x_bar = frame.take(x);
-    vectorised(
-        #[inline(always)]
-        || {
-            with_groups!(
-                run.program.channels,
-                add_up_lanes::<T>(run, tile, n_bar, x_bar)
-            )
-        },
-    );
+    if degree_two::fits(run.layout) {
+        degree_two::AddUp {
+            run,
+            tile,
+            n_bar,
+            x_bar,
+        }
+        .run();
+    } else {
+        vectorised(
+            #[inline(always)]
+            || {
+                with_groups!(
+                    run.program.channels,
+                    add_up_lanes::<T>(run, tile, n_bar, x_bar)
+                )
+            },
+        );
+    }
     frame.put(x, x_bar);
 }
 
@@ -454,7 +464,6 @@ fn add_up_lanes<T: Real, const W: usize, const G: usize>(
     n_bar: &[T],
     x_bar: &mut [T],
 ) {
-    let geometry = &run.geometry;
     let groups = if G > 0 { G } else { run.program.channels / W };
     let rows = run.layout.rows;
     let n_bar = lanes::<T, W>(n_bar);
@@ -462,12 +471,10 @@ fn add_up_lanes<T: Real, const W: usize, const G: usize>(
     let mut sum = vec![[T::ZERO; W]; rows * groups];
     for (i, atom) in tile.rows.clone().enumerate() {
         sum.fill([T::ZERO; W]);
-        let outgoing =
-            geometry.source_start[atom] as usize..geometry.source_start[atom + 1] as usize;
         for edges in run.incoming(run.system(tile), atom) {
             add_row(n_bar, 2 * (edges.end - 1) + 1, &mut sum);
         }
-        for &e in &geometry.outgoing[outgoing] {
+        for &e in run.outgoing(atom) {
             add_row(n_bar, 2 * e as usize, &mut sum);
         }
         let x_bar = &mut x_bar[i * rows * groups..][..rows * groups];

@@ -81,6 +81,7 @@ impl<T: Real> Product<'_, T> {
     }
 
     #[inline(always)]
+    #[allow(clippy::manual_memcpy)] // see its end
     fn block<S: Simd, const M: usize, const N: usize>(
         &mut self,
         simd: S,
