@@ -47,64 +47,100 @@ impl Wigner {
         self.j.concat()
     }
 
-    /// Writes the packed matrix of the rotation that turns the unit vector onto +y.
-    pub fn fill(&self, unit: [f64; 3], out: &mut [f64]) {
-        let [x, y, z] = unit;
-        let sin_b = x.hypot(z);
-        let (cos_a, sin_a) = if sin_b > 0.0 {
-            (z / sin_b, x / sin_b)
-        } else {
-            (1.0, 0.0)
-        };
-        out[0] = 1.0;
-        // cos(k t), sin(k t) by the addition theorem: exact to a few ulp for these small k.
-        let multiples = |c: f64, s: f64| {
-            let mut table = [(1.0, 0.0); MAX_DEGREE + 1];
-            for k in 1..=self.layout.lmax {
-                let (pc, ps) = table[k - 1];
-                table[k] = (pc * c - ps * s, ps * c + pc * s);
-            }
-            table
-        };
-        let a = multiples(cos_a, sin_a);
-        let b = multiples(y, sin_b);
-        const W: usize = 2 * MAX_DEGREE + 1;
-        for l in 1..=self.layout.lmax {
+    /// Writes the packed matrices of the rotations that turn W unit vectors onto +y, side by side:
+    /// `unit[axis][edge]` and `out[element][edge]`.
+    #[inline(always)]
+    pub fn fill<const W: usize>(&self, [x, y, z]: [[f64; W]; 3], out: &mut [[f64; W]]) {
+        let (mut sin_a, mut cos_a, mut sin_b) = ([0.0; W], [1.0; W], [0.0; W]);
+        for i in 0..W {
+            let square = x[i] * x[i] + z[i] * z[i];
+            // Squares below this have lost digits; closer to the axis the azimuth may be any.
+            let off_axis = square > 1e-250;
+            let sin = square.sqrt();
+            let inverse = 1.0 / if off_axis { sin } else { 1.0 };
+            sin_b[i] = if off_axis { sin } else { 0.0 };
+            cos_a[i] = if off_axis { z[i] * inverse } else { 1.0 };
+            sin_a[i] = if off_axis { x[i] * inverse } else { 0.0 };
+        }
+        out[0] = [1.0; W];
+        let lmax = self.layout.lmax;
+        let a = multiples(cos_a, sin_a, lmax);
+        let b = multiples(y, sin_b, lmax);
+        let (mut u, mut v) = ([[0.0; W]; WIDTH], [[0.0; W]; WIDTH]);
+        for l in 1..=lmax {
             let n = 2 * l + 1;
-            let j = &self.j[l];
+            let j = &self.j[l][..n * n];
             let k = l.min(self.layout.mmax);
-            for (row, out) in out[self.layout.wigner_offset[l]..][..(2 * k + 1) * n]
-                .chunks_exact_mut(n)
-                .enumerate()
-            {
+            for row in 0..2 * k + 1 {
                 let j_row = &j[(row + l - k) * n..][..n];
                 // u = (J X(-b)) row, then v = u J, then v X(-a).
-                let mut u = [0.0; W];
-                turn(j_row, &b, l, &mut u);
-                let mut v = [0.0; W];
-                for (i, &ui) in u[..n].iter().enumerate() {
-                    for (v, &jij) in v[..n].iter_mut().zip(&j[i * n..][..n]) {
-                        *v += ui * jij;
+                turn(
+                    #[inline(always)]
+                    |i| [j_row[i]; W],
+                    &b,
+                    l,
+                    &mut u,
+                );
+                for column in 0..n {
+                    let mut sum = [0.0; W];
+                    for i in 0..n {
+                        for lane in 0..W {
+                            sum[lane] += u[i][lane] * j[i * n + column];
+                        }
                     }
+                    v[column] = sum;
                 }
-                turn(&v[..n], &a, l, out);
+                let first = self.layout.wigner_offset[l] + row * n;
+                turn(
+                    #[inline(always)]
+                    |i| v[i],
+                    &a,
+                    l,
+                    &mut out[first..][..n],
+                );
             }
         }
     }
 }
 
+/// Most columns of a block.
+const WIDTH: usize = 2 * MAX_DEGREE + 1;
+
+/// cos(k t) and sin(k t), k = 0..=lmax, by the addition theorem: exact to a few ulp for these small k.
+#[inline(always)]
+fn multiples<const W: usize>(
+    c: [f64; W],
+    s: [f64; W],
+    lmax: usize,
+) -> [[[f64; W]; 2]; MAX_DEGREE + 1] {
+    let mut table = [[[1.0; W], [0.0; W]]; MAX_DEGREE + 1];
+    for k in 1..=lmax {
+        let [pc, ps] = table[k - 1];
+        for i in 0..W {
+            table[k][0][i] = pc[i] * c[i] - ps[i] * s[i];
+            table[k][1][i] = ps[i] * c[i] + pc[i] * s[i];
+        }
+    }
+    table
+}
+
 /// `row * X_l(-t)` from the multiples of t.
-fn turn(row: &[f64], multiples: &[(f64, f64)], l: usize, out: &mut [f64]) {
-    for (column, out) in out[..2 * l + 1].iter_mut().enumerate() {
-        let mirror = 2 * l - column;
-        let (c, s) = multiples[column.abs_diff(l)];
-        // X(-t)[mirror][column] = sin((mirror - l) * t) with the sign of (l - column).
-        let s = if column < l { s } else { -s };
-        *out = if column == l {
-            row[l]
-        } else {
-            row[column] * c + row[mirror] * s
-        };
+#[inline(always)]
+fn turn<const W: usize>(
+    row: impl Fn(usize) -> [f64; W],
+    multiples: &[[[f64; W]; 2]],
+    l: usize,
+    out: &mut [[f64; W]],
+) {
+    out[l] = row(l);
+    for m in 1..=l {
+        let [c, s] = &multiples[m];
+        // X(-t)[l + m][l - m] = sin(m t), and the other one -sin(m t).
+        let (minus, plus) = (row(l - m), row(l + m));
+        for i in 0..W {
+            out[l - m][i] = minus[i] * c[i] + plus[i] * s[i];
+            out[l + m][i] = plus[i] * c[i] - minus[i] * s[i];
+        }
     }
 }
 
@@ -206,6 +242,10 @@ pub fn generators(lmax: usize) -> Vec<GeneratorEntry> {
 mod tests {
     use super::*;
 
+    fn fill(wigner: &Wigner, unit: [f64; 3], out: &mut [f64]) {
+        wigner.fill(unit.map(|x| [x]), out.as_chunks_mut().0);
+    }
+
     fn units() -> Vec<[f64; 3]> {
         let mut out = vec![
             [0.0, 1.0, 0.0],
@@ -226,7 +266,7 @@ mod tests {
         let wigner = Wigner::new(&layout);
         let mut d = vec![0.0; layout.wigner_len];
         for unit in units() {
-            wigner.fill(unit, &mut d);
+            fill(&wigner, unit, &mut d);
             for l in 1..=6 {
                 let n = 2 * l + 1;
                 let block = &d[layout.wigner_offset[l]..][..n * n];
@@ -252,7 +292,7 @@ mod tests {
         let wigner = Wigner::new(&layout);
         let mut d = vec![0.0; 10];
         for unit in units() {
-            wigner.fill(unit, &mut d);
+            fill(&wigner, unit, &mut d);
             let r = &d[1..];
             let turned: Vec<f64> = (0..3)
                 .map(|i| (0..3).map(|k| r[3 * i + k] * unit[k]).sum())

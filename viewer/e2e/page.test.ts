@@ -271,6 +271,7 @@ describe.skipIf(missing.length > 0)('the page', () => {
     await page.click('text=Open')
     await page.click('[data-example="Sodium chloride"]')
     await page.waitForFunction(() => window.umaserve.bench.atoms.value === 64)
+    await page.waitForSelector('.toast >> text=Not for this model')
     await page.waitForTimeout(1500)
     await shot('7-crystal')
   })
@@ -278,6 +279,8 @@ describe.skipIf(missing.length > 0)('the page', () => {
   it('is dark, and fits a tablet', async () => {
     await page.click('text=Open')
     await page.click('[data-example="Caffeine"]')
+    await page.waitForFunction(() => window.umaserve.bench.atoms.value === 24)
+    expect(await page.locator('.toast', { hasText: 'Not for this model' }).count()).toBe(0)
     await hasEnergy()
     await page.emulateMedia({ colorScheme: 'dark' })
     await page.waitForTimeout(800)

@@ -211,6 +211,7 @@ export class Workbench {
       return
     }
     if (this.atoms.value > 0) this.remember(label)
+    this.toast.value = null // said of what was here before
     this.replace(structure)
   }
 

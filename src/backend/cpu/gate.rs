@@ -1,62 +1,258 @@
 //! Gated activation: degree 0 through SiLU, higher degrees scaled by the sigmoid of a gate.
 
-use super::real::{Real, silu, silu_slope, vectorised};
+use super::real::Real;
 use super::run::{Frame, Run, Tile};
+use super::vector::{by_groups, run as run_kernel};
 use crate::nn::Buf;
+use pulp::{Simd, WithSimd};
 
-/// y = gate(x) for one row set: `degree[r]` tells which gate a row takes.
-#[inline(always)]
-fn apply<T: Real>(degrees: &[usize], channels: usize, sigmoids: &[T], x: &[T], y: &mut [T]) {
-    for (row, &l) in degrees.iter().enumerate() {
-        let x = &x[row * channels..][..channels];
-        let y = &mut y[row * channels..][..channels];
-        if l == 0 {
-            for c in 0..channels {
-                y[c] = silu(x[c]);
-            }
-        } else {
-            let s = &sigmoids[(l - 1) * channels..][..channels];
-            for c in 0..channels {
-                y[c] = x[c] * s[c];
-            }
-        }
-    }
-}
-
-/// x_bar (written, or added to) and the gradient of the sigmoids (added to).
-#[inline(always)]
-fn apply_backward<T: Real>(
-    degrees: &[usize],
+/// Rows of coefficients that go through a gate.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    /// Degree of each row, which tells the gate that it takes.
+    degrees: &'a [usize],
     channels: usize,
-    sigmoids: &[T],
-    x: &[T],
-    y_bar: &[T],
-    sigmoids_bar: &mut [T],
-    mut write: impl FnMut(usize, T),
-) {
-    for (row, &l) in degrees.iter().enumerate() {
-        let first = row * channels;
-        let x = &x[first..][..channels];
-        let y_bar = &y_bar[first..][..channels];
-        if l == 0 {
-            for c in 0..channels {
-                write(first + c, y_bar[c] * silu_slope(x[c]));
-            }
+    /// Vectors of channels.
+    groups: usize,
+    /// Vectors of gates.
+    gates: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn new(run: &Run<'a, impl Real>, degrees: &'a [usize], channels: usize) -> Rows<'a> {
+        Rows {
+            degrees,
+            channels,
+            groups: 0,
+            gates: run.layout.lmax,
+        }
+    }
+
+    /// For the vectors of a machine: G groups of channels, or as many as there are for G = 0.
+    #[inline(always)]
+    fn in_vectors<T: Real, S: Simd, const G: usize>(mut self) -> Rows<'a> {
+        self.groups = if G > 0 {
+            G
         } else {
-            let s = &sigmoids[(l - 1) * channels..][..channels];
-            let s_bar = &mut sigmoids_bar[(l - 1) * channels..][..channels];
-            for c in 0..channels {
-                write(first + c, y_bar[c] * s[c]);
-                s_bar[c] = y_bar[c].mul_add(x[c], s_bar[c]);
+            self.channels / T::lanes::<S>()
+        };
+        self.gates *= self.groups;
+        self
+    }
+
+    /// y = gate(x).
+    #[inline(always)]
+    fn apply<T: Real, S: Simd>(
+        self,
+        simd: S,
+        sigmoids: &[T::Vector<S>],
+        x: &[T::Vector<S>],
+        y: &mut [T::Vector<S>],
+    ) {
+        let groups = self.groups;
+        for row in 0..self.degrees.len() {
+            let l = self.degrees[row];
+            let x = &x[row * groups..][..groups];
+            let y = &mut y[row * groups..][..groups];
+            if l == 0 {
+                for g in 0..groups {
+                    y[g] = T::times(simd, x[g], T::sigmoids(simd, x[g]));
+                }
+            } else {
+                let s = &sigmoids[(l - 1) * groups..][..groups];
+                for g in 0..groups {
+                    y[g] = T::times(simd, x[g], s[g]);
+                }
             }
+        }
+    }
+
+    /// Gradient of the rows, through `write(place, value)`, and of the gates.
+    #[inline(always)]
+    fn apply_backward<T: Real, S: Simd>(
+        self,
+        simd: S,
+        sigmoids: &[T::Vector<S>],
+        x: &[T::Vector<S>],
+        y_bar: &[T::Vector<S>],
+        gates_bar: &mut [T::Vector<S>],
+        mut write: impl FnMut(usize, T::Vector<S>),
+    ) {
+        let groups = self.groups;
+        let one = T::splat(simd, T::ONE);
+        for g in 0..self.gates {
+            gates_bar[g] = T::splat(simd, T::ZERO);
+        }
+        for row in 0..self.degrees.len() {
+            let l = self.degrees[row];
+            let x = &x[row * groups..][..groups];
+            let y_bar = &y_bar[row * groups..][..groups];
+            if l == 0 {
+                for g in 0..groups {
+                    // SiLU' = s (1 + x (1 - s))
+                    let s = T::sigmoids(simd, x[g]);
+                    let slope = T::fused(simd, x[g], T::minus(simd, one, s), one);
+                    let slope = T::times(simd, s, slope);
+                    write(row * groups + g, T::times(simd, y_bar[g], slope));
+                }
+            } else {
+                let s = &sigmoids[(l - 1) * groups..][..groups];
+                let s_bar = &mut gates_bar[(l - 1) * groups..][..groups];
+                for g in 0..groups {
+                    write(row * groups + g, T::times(simd, y_bar[g], s[g]));
+                    s_bar[g] = T::fused(simd, y_bar[g], x[g], s_bar[g]);
+                }
+            }
+        }
+        for g in 0..self.gates {
+            let s = sigmoids[g];
+            let slope = T::times(simd, s, T::minus(simd, one, s));
+            gates_bar[g] = T::times(simd, gates_bar[g], slope);
         }
     }
 }
 
 #[inline(always)]
-fn sigmoids_of<T: Real>(gates: &[T], out: &mut [T]) {
-    for (s, &g) in out.iter_mut().zip(gates) {
-        *s = g.sigmoid();
+fn sigmoids_of<T: Real, S: Simd>(simd: S, gates: &[T::Vector<S>], out: &mut [T::Vector<S>]) {
+    for g in 0..gates.len() {
+        out[g] = T::sigmoids(simd, gates[g]);
+    }
+}
+
+/// Gates lie in front of the rows of each edge.
+struct Edges<'a, T> {
+    rows: Rows<'a>,
+    x: &'a [T],
+    y: &'a mut [T],
+}
+
+by_groups!(Edges, rows.channels);
+
+impl<T: Real> Edges<'_, T> {
+    #[inline(always)]
+    fn work<S: Simd, const G: usize>(self, simd: S) {
+        let rows = self.rows.in_vectors::<T, S, G>();
+        let width = rows.degrees.len() * rows.groups;
+        let mut sigmoids = vec![T::splat(simd, T::ZERO); rows.gates];
+        for (x, y) in T::vectors::<S>(self.x)
+            .chunks_exact(rows.gates + width)
+            .zip(T::vectors_mut::<S>(self.y).chunks_exact_mut(width))
+        {
+            let (gates, x) = x.split_at(rows.gates);
+            sigmoids_of::<T, S>(simd, gates, &mut sigmoids);
+            rows.apply::<T, S>(simd, &sigmoids, x, y);
+        }
+    }
+}
+
+struct EdgesBackward<'a, T> {
+    rows: Rows<'a>,
+    x: &'a [T],
+    y_bar: &'a [T],
+    x_bar: &'a mut [T],
+}
+
+by_groups!(EdgesBackward, rows.channels);
+
+impl<T: Real> EdgesBackward<'_, T> {
+    #[inline(always)]
+    fn work<S: Simd, const G: usize>(self, simd: S) {
+        let rows = self.rows.in_vectors::<T, S, G>();
+        let width = rows.degrees.len() * rows.groups;
+        let mut sigmoids = vec![T::splat(simd, T::ZERO); rows.gates];
+        for ((x, y_bar), x_bar) in T::vectors::<S>(self.x)
+            .chunks_exact(rows.gates + width)
+            .zip(T::vectors::<S>(self.y_bar).chunks_exact(width))
+            .zip(T::vectors_mut::<S>(self.x_bar).chunks_exact_mut(rows.gates + width))
+        {
+            let (gates, x) = x.split_at(rows.gates);
+            sigmoids_of::<T, S>(simd, gates, &mut sigmoids);
+            let (gates_bar, rows_bar) = x_bar.split_at_mut(rows.gates);
+            rows.apply_backward::<T, S>(
+                simd,
+                &sigmoids,
+                x,
+                y_bar,
+                gates_bar,
+                #[inline(always)]
+                |i, value| rows_bar[i] = value,
+            );
+        }
+    }
+}
+
+/// Gates and rows of atoms are two buffers.
+struct Atoms<'a, T> {
+    rows: Rows<'a>,
+    gates: &'a [T],
+    x: &'a [T],
+    y: &'a mut [T],
+}
+
+by_groups!(Atoms, rows.channels);
+
+impl<T: Real> Atoms<'_, T> {
+    #[inline(always)]
+    fn work<S: Simd, const G: usize>(self, simd: S) {
+        let rows = self.rows.in_vectors::<T, S, G>();
+        let width = rows.degrees.len() * rows.groups;
+        let mut sigmoids = vec![T::splat(simd, T::ZERO); rows.gates];
+        let gates = T::vectors::<S>(self.gates);
+        for (atom, (x, y)) in T::vectors::<S>(self.x)
+            .chunks_exact(width)
+            .zip(T::vectors_mut::<S>(self.y).chunks_exact_mut(width))
+            .enumerate()
+        {
+            // Not in chunks: for lmax = 0 there are none.
+            let gates = &gates[atom * rows.gates..][..rows.gates];
+            sigmoids_of::<T, S>(simd, gates, &mut sigmoids);
+            rows.apply::<T, S>(simd, &sigmoids, x, y);
+        }
+    }
+}
+
+struct AtomsBackward<'a, T> {
+    rows: Rows<'a>,
+    gates: &'a [T],
+    x: &'a [T],
+    y_bar: &'a [T],
+    gates_bar: &'a mut [T],
+    x_bar: &'a mut [T],
+}
+
+by_groups!(AtomsBackward, rows.channels);
+
+impl<T: Real> AtomsBackward<'_, T> {
+    #[inline(always)]
+    fn work<S: Simd, const G: usize>(self, simd: S) {
+        let rows = self.rows.in_vectors::<T, S, G>();
+        let width = rows.degrees.len() * rows.groups;
+        let zero = T::splat(simd, T::ZERO);
+        let (mut sigmoids, mut bars) = (vec![zero; rows.gates], vec![zero; rows.gates]);
+        let gates = T::vectors::<S>(self.gates);
+        let gates_bar = T::vectors_mut::<S>(self.gates_bar);
+        for (atom, ((x, y_bar), x_bar)) in T::vectors::<S>(self.x)
+            .chunks_exact(width)
+            .zip(T::vectors::<S>(self.y_bar).chunks_exact(width))
+            .zip(T::vectors_mut::<S>(self.x_bar).chunks_exact_mut(width))
+            .enumerate()
+        {
+            let gates = &gates[atom * rows.gates..][..rows.gates];
+            let gates_bar = &mut gates_bar[atom * rows.gates..][..rows.gates];
+            sigmoids_of::<T, S>(simd, gates, &mut sigmoids);
+            rows.apply_backward::<T, S>(
+                simd,
+                &sigmoids,
+                x,
+                y_bar,
+                &mut bars,
+                #[inline(always)]
+                |i, value| x_bar[i] = T::plus(simd, x_bar[i], value),
+            );
+            for g in 0..rows.gates {
+                gates_bar[g] = T::plus(simd, gates_bar[g], bars[g]);
+            }
+        }
     }
 }
 
@@ -69,20 +265,13 @@ pub(super) fn edges_forward<T: Real>(
     channels: usize,
     out: Buf,
 ) {
-    let gates = run.layout.lmax * channels;
-    let (x_width, y_width) = (run.program.width(x), run.program.width(out));
     let y = frame.take(out);
-    let x = run.value(frame, tile, x);
-    vectorised(
-        #[inline(always)]
-        || {
-            let mut s = vec![T::ZERO; gates];
-            for (x, y) in x.chunks_exact(x_width).zip(y.chunks_exact_mut(y_width)) {
-                sigmoids_of(&x[..gates], &mut s);
-                apply(&run.layout.edge_row_degree, channels, &s, &x[gates..], y);
-            }
-        },
-    );
+    let kernel = Edges {
+        rows: Rows::new(run, &run.layout.edge_row_degree, channels),
+        x: run.value(frame, tile, x),
+        y: &mut *y,
+    };
+    run_kernel(channels, kernel);
     frame.put(out, y);
 }
 
@@ -96,39 +285,15 @@ pub(super) fn edges_backward<T: Real>(
     channels: usize,
     out: Buf,
 ) {
-    let gates = run.layout.lmax * channels;
-    let (x_width, y_width) = (run.program.width(x), run.program.width(out));
-    let x_value = run.value(values, tile, x);
     let y_bar = frame.take(out);
     let x_bar = frame.take(x);
-    vectorised(
-        #[inline(always)]
-        || {
-            let mut s = vec![T::ZERO; gates];
-            for ((x, y_bar), x_bar) in x_value
-                .chunks_exact(x_width)
-                .zip(y_bar.chunks_exact(y_width))
-                .zip(x_bar.chunks_exact_mut(x_width))
-            {
-                sigmoids_of(&x[..gates], &mut s);
-                let (gates_bar, rows_bar) = x_bar.split_at_mut(gates);
-                gates_bar.fill(T::ZERO);
-                apply_backward(
-                    &run.layout.edge_row_degree,
-                    channels,
-                    &s,
-                    &x[gates..],
-                    y_bar,
-                    gates_bar,
-                    #[inline(always)]
-                    |i, g| rows_bar[i] = g,
-                );
-                for (g, &s) in gates_bar.iter_mut().zip(&s) {
-                    *g *= s * (T::ONE - s);
-                }
-            }
-        },
-    );
+    let kernel = EdgesBackward {
+        rows: Rows::new(run, &run.layout.edge_row_degree, channels),
+        x: run.value(values, tile, x),
+        y_bar: &*y_bar,
+        x_bar: &mut *x_bar,
+    };
+    run_kernel(channels, kernel);
     frame.put(x, x_bar);
     frame.put(out, y_bar);
 }
@@ -144,25 +309,14 @@ pub(super) fn atoms_forward<T: Real>(
     out: Buf,
 ) {
     let degrees: Vec<usize> = run.layout.row_degree().collect();
-    let width = run.program.width(out);
-    let count = run.layout.lmax * channels;
     let y = frame.take(out);
-    let x = run.value(frame, tile, x);
-    let gates = run.value(frame, tile, gates);
-    vectorised(
-        #[inline(always)]
-        || {
-            let mut s = vec![T::ZERO; count];
-            for (i, (x, y)) in x
-                .chunks_exact(width)
-                .zip(y.chunks_exact_mut(width))
-                .enumerate()
-            {
-                sigmoids_of(&gates[i * count..][..count], &mut s);
-                apply(&degrees, channels, &s, x, y);
-            }
-        },
-    );
+    let kernel = Atoms {
+        rows: Rows::new(run, &degrees, channels),
+        gates: run.value(frame, tile, gates),
+        x: run.value(frame, tile, x),
+        y: &mut *y,
+    };
+    run_kernel(channels, kernel);
     frame.put(out, y);
 }
 
@@ -176,39 +330,18 @@ pub(super) fn atoms_backward<T: Real>(
     channels: usize,
 ) {
     let degrees: Vec<usize> = run.layout.row_degree().collect();
-    let width = run.program.width(out);
-    let count = run.layout.lmax * channels;
-    let x_value = run.value(values, tile, x);
-    let gate_value = run.value(values, tile, gates);
     let y_bar = frame.take(out);
     let x_bar = frame.take(x);
     let gates_bar = frame.take(gates);
-    vectorised(
-        #[inline(always)]
-        || {
-            let mut s = vec![T::ZERO; count];
-            let mut s_bar = vec![T::ZERO; count];
-            for i in 0..tile.rows.len() {
-                sigmoids_of(&gate_value[i * count..][..count], &mut s);
-                s_bar.fill(T::ZERO);
-                let x_bar = &mut x_bar[i * width..][..width];
-                apply_backward(
-                    &degrees,
-                    channels,
-                    &s,
-                    &x_value[i * width..][..width],
-                    &y_bar[i * width..][..width],
-                    &mut s_bar,
-                    #[inline(always)]
-                    |k, g| x_bar[k] += g,
-                );
-                let gates_bar = &mut gates_bar[i * count..][..count];
-                for c in 0..count {
-                    gates_bar[c] += s_bar[c] * s[c] * (T::ONE - s[c]);
-                }
-            }
-        },
-    );
+    let kernel = AtomsBackward {
+        rows: Rows::new(run, &degrees, channels),
+        gates: run.value(values, tile, gates),
+        x: run.value(values, tile, x),
+        y_bar: &*y_bar,
+        gates_bar: &mut *gates_bar,
+        x_bar: &mut *x_bar,
+    };
+    run_kernel(channels, kernel);
     frame.put(gates, gates_bar);
     frame.put(x, x_bar);
     frame.put(out, y_bar);

@@ -1,6 +1,6 @@
 //! What the network needs to know about every edge.
 
-use super::real::Real;
+use super::real::{Real, vectorised};
 use crate::backend::Structure;
 use crate::nn::Program;
 use crate::so3::Wigner;
@@ -41,11 +41,84 @@ pub fn envelope(d: f64, cutoff: f64) -> (f64, f64) {
     (1.0 + u4 * u * (-21.0 + u * (35.0 - 15.0 * u)), slope)
 }
 
-/// Centres are k * spacing; exponent of the Gaussians: exp(c (d - centre)^2).
-pub fn gaussian_basis(program: &Program) -> (f64, f64) {
-    let spacing = program.cutoff / (program.basis.max(2) - 1) as f64;
-    // The widths are twice the spacing in all UMA models.
-    (spacing, -0.5 / (2.0 * spacing).powi(2))
+/// The Gaussians exp(exponent (d - k spacing)^2) of a distance, k = 0, 1, ...
+#[derive(Clone, Copy, Debug)]
+pub struct Gaussians {
+    /// Distance of the centres, Angstrom.
+    pub spacing: f64,
+    /// Angstrom^-2
+    pub exponent: f64,
+    /// What the ratio of a Gaussian to the one before changes by from one to the next.
+    change: f64,
+}
+
+impl Gaussians {
+    /// So many of them, with centres from 0 to the cutoff.
+    pub fn new(basis: usize, cutoff: f64) -> Gaussians {
+        let spacing = cutoff / (basis.max(2) - 1) as f64;
+        // The widths are twice the spacing in all UMA models.
+        let exponent = -0.5 / (2.0 * spacing).powi(2);
+        Gaussians {
+            spacing,
+            exponent,
+            change: (2.0 * exponent * spacing * spacing).exp(),
+        }
+    }
+
+    /// All of them, outwards from the nearest, with three exponentials in double precision: a relative
+    /// error of the number of steps times 1e-16.
+    fn fill<T: Real>(&self, d: f64, out: &mut [T]) {
+        let (spacing, exponent) = (self.spacing, self.exponent);
+        let nearest = ((d / spacing).round() as usize).min(out.len() - 1);
+        let x = d - nearest as f64 * spacing;
+        let first = (exponent * x * x).exp();
+        let ratio = |side: f64| (exponent * spacing * (spacing - side * 2.0 * x)).exp();
+        let (below, above) = out.split_at_mut(nearest);
+        fill_falling(below.iter_mut().rev(), first, ratio(-1.0), self.change);
+        above[0] = T::from_f64(first);
+        fill_falling(above[1..].iter_mut(), first, ratio(1.0), self.change);
+    }
+}
+
+/// g ratio, g ratio (ratio change), ...
+fn fill_falling<'a, T: Real + 'a>(
+    out: impl Iterator<Item = &'a mut T>,
+    mut g: f64,
+    mut ratio: f64,
+    change: f64,
+) {
+    for out in out {
+        g *= ratio;
+        ratio *= change;
+        if g < 1e-290 {
+            g = 0.0; // not by way of numbers that are slow to multiply
+        }
+        *out = T::from_f64(g);
+    }
+}
+
+/// Edges whose matrices are made side by side.
+const LANES: usize = 8;
+
+/// Unit vectors, by axis, and lengths of up to as many vectors; the last one fills the rest.
+#[inline(always)]
+fn polar(vectors: &[[f64; 3]]) -> ([[f64; LANES]; 3], [f64; LANES]) {
+    let mut unit = [[0.0; LANES]; 3];
+    for i in 0..LANES {
+        let v = vectors[i.min(vectors.len() - 1)];
+        for k in 0..3 {
+            unit[k][i] = v[k];
+        }
+    }
+    let mut distance = [0.0; LANES];
+    for i in 0..LANES {
+        let [x, y, z] = [0, 1, 2].map(|k| unit[k][i]);
+        distance[i] = (x * x + y * y + z * z).sqrt();
+        for k in 0..3 {
+            unit[k][i] /= distance[i];
+        }
+    }
+    (unit, distance)
 }
 
 impl<T: Real> Geometry<T> {
@@ -88,7 +161,7 @@ impl<T: Real> Geometry<T> {
 
         let basis = program.basis;
         let width = program.layout.wigner_len;
-        let (spacing, exponent) = gaussian_basis(program);
+        let basis_functions = Gaussians::new(basis, program.cutoff);
         let mut geometry = Geometry {
             envelope: vec![T::ZERO; edges],
             gaussians: vec![T::ZERO; edges * basis],
@@ -103,27 +176,35 @@ impl<T: Real> Geometry<T> {
         };
         geometry
             .gaussians
-            .par_chunks_mut(basis)
-            .zip(geometry.wigner.par_chunks_mut(width))
-            .zip(&mut geometry.envelope)
-            .zip(&mut geometry.distance)
-            .zip(&mut geometry.unit)
-            .zip(&vectors)
-            .with_min_len(256)
+            .par_chunks_mut(LANES * basis)
+            .zip(geometry.wigner.par_chunks_mut(LANES * width))
+            .zip(geometry.envelope.par_chunks_mut(LANES))
+            .zip(geometry.distance.par_chunks_mut(LANES))
+            .zip(geometry.unit.par_chunks_mut(LANES))
+            .zip(vectors.par_chunks(LANES))
+            .with_min_len(256 / LANES)
             .for_each_init(
-                || vec![0.0f64; width],
-                |d64, (((((gaussians, wigner_out), env), distance), unit), v)| {
-                    let d = v.iter().map(|x| x * x).sum::<f64>().sqrt();
-                    *distance = d;
-                    *unit = v.map(|x| x / d);
-                    *env = T::from_f64(envelope(d, program.cutoff).0);
-                    for (k, g) in gaussians.iter_mut().enumerate() {
-                        let x = d - k as f64 * spacing;
-                        *g = T::from_f64((exponent * x * x).exp());
-                    }
-                    wigner.fill(*unit, d64);
-                    for (out, &x) in wigner_out.iter_mut().zip(d64.iter()) {
-                        *out = T::from_f64(x);
+                || vec![[0.0; LANES]; width],
+                |matrices, (((((gaussians, wigners), envelopes), distances), units), vectors)| {
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let (unit, distance) = polar(vectors);
+                            wigner.fill(unit, matrices);
+                            for (i, out) in wigners.chunks_exact_mut(width).enumerate() {
+                                for k in 0..width {
+                                    out[k] = T::from_f64(matrices[k][i]);
+                                }
+                            }
+                            for i in 0..vectors.len() {
+                                distances[i] = distance[i];
+                                units[i] = unit.map(|x| x[i]);
+                            }
+                        },
+                    );
+                    for (i, gaussians) in gaussians.chunks_exact_mut(basis).enumerate() {
+                        envelopes[i] = T::from_f64(envelope(distances[i], program.cutoff).0);
+                        basis_functions.fill(distances[i], gaussians);
                     }
                 },
             );
@@ -134,6 +215,26 @@ impl<T: Real> Geometry<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gaussians_are_exact_to_rounding() {
+        for (basis, cutoff) in [(64, 6.0), (512, 6.0), (16, 5.0), (2, 5.0), (1, 5.0)] {
+            let gaussians = Gaussians::new(basis, cutoff);
+            for d in [1e-3, 0.97, 2.5, 4.999, cutoff] {
+                let (mut wide, mut narrow) = (vec![0.0f64; basis], vec![0.0f32; basis]);
+                gaussians.fill(d, &mut wide);
+                gaussians.fill(d, &mut narrow);
+                for k in 0..basis {
+                    let x = d - k as f64 * gaussians.spacing;
+                    let expected = (gaussians.exponent * x * x).exp();
+                    let [wide, narrow] = [wide[k], f64::from(narrow[k])];
+                    assert!((wide / expected - 1.0).abs() < 1e-12 || expected < 1e-200);
+                    assert!((narrow / expected - 1.0).abs() < 6e-8 || expected < 1e-30);
+                    assert!(wide.is_finite() && narrow.is_finite());
+                }
+            }
+        }
+    }
 
     #[test]
     fn envelope_ends_smoothly() {

@@ -1,6 +1,6 @@
 //! Dense layers on atoms: embedding, linear maps, linear maps per degree.
 
-use super::matmul::matmul;
+use super::matmul::{Start, matmul};
 use super::real::{Real, silu, silu_slope, vectorised};
 use super::run::{Frame, Run, Tile};
 use crate::nn::{Buf, Weight};
@@ -47,18 +47,13 @@ pub(super) fn forward<T: Real>(
     let bias = run.weights.plain(bias);
     let rows = tile.rows.len();
     let y = frame.take(pre);
-    for row in y.chunks_exact_mut(w.out) {
-        row.copy_from_slice(bias);
-    }
     let stride = run.program.width(x);
     matmul(
         rows,
-        run.value(frame, tile, x),
-        stride,
+        (run.value(frame, tile, x), stride),
         &w.forward,
-        y,
-        w.out,
-        true,
+        Start::Bias(bias),
+        (y, w.out),
     );
     if with_silu {
         let activated = frame.take(out);
@@ -105,12 +100,10 @@ pub(super) fn backward<T: Real>(
     let stride = run.program.width(x);
     matmul(
         tile.rows.len(),
-        y_bar,
-        w.out,
+        (y_bar, w.out),
         &w.backward,
-        x_bar,
-        stride,
-        true,
+        Start::Add,
+        (x_bar, stride),
     );
     frame.put(x, x_bar);
     frame.put(out, y_bar);
@@ -147,12 +140,10 @@ pub(super) fn per_degree_forward<T: Real>(
         let w = &maps[l];
         matmul(
             tile.rows.len(),
-            &x[row * channels_in..],
-            stride_in,
+            (&x[row * channels_in..], stride_in),
             &w.forward,
-            &mut y[row * channels_out..],
-            stride_out,
-            true,
+            Start::Add,
+            (&mut y[row * channels_out..], stride_out),
         );
     }
     frame.put(out, y);
@@ -183,12 +174,10 @@ pub(super) fn per_degree_backward<T: Real>(
         let w = &maps[l];
         matmul(
             tile.rows.len(),
-            &y_bar[row * channels_out..],
-            stride_out,
+            (&y_bar[row * channels_out..], stride_out),
             &w.backward,
-            &mut x_bar[row * channels_in..],
-            stride_in,
-            true,
+            Start::Add,
+            (&mut x_bar[row * channels_in..], stride_in),
         );
     }
     frame.put(x, x_bar);

@@ -1,9 +1,26 @@
 //! Dense matrix products through the `gemm` crate, with right-hand sides laid out in advance.
 
 use super::real::Real;
+use super::small::Product;
+use super::vector::{WIDEST, run};
 
 /// Columns of a panel: what the library's widest kernel takes at once in single precision.
-const PANEL: usize = 64;
+pub(super) const PANEL: usize = 64;
+
+/// Panels of at most this many numbers go to the kernels of `small`: they stay in the first-level
+/// cache, and the library's preparations would take longer than the arithmetic.
+const SMALL: usize = 128 * PANEL;
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a, T> {
+    /// Nothing.
+    Zero,
+    /// The same row of n numbers everywhere.
+    Bias(&'a [T]),
+    /// What is there.
+    Add,
+}
 
 /// A `[k][n]` matrix cut into panels of 64 columns, each `[k][64]` without gaps.
 ///
@@ -31,6 +48,11 @@ impl<T: Real> Panels<T> {
         Panels { k, n, data }
     }
 
+    /// Whether the kernels of `small` multiply by it.
+    fn small(&self) -> bool {
+        self.n.is_multiple_of(WIDEST) && self.k * self.n.min(PANEL) <= SMALL
+    }
+
     /// Memory, bytes.
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<T>()
@@ -42,16 +64,14 @@ pub fn use_panels_in_place() {
     gemm::set_lhs_packing_threshold_single_thread(1 << 20);
 }
 
-/// c = a b (or c += a b): `a` is `[rows][k]` with row stride `a_stride`, `c` is `[rows][n]` with
-/// row stride `c_stride`. Runs on the calling thread.
-pub fn matmul<T: Real>(
+/// c = start + a b: `a` is `[rows][k]` with row stride `a_stride`, `c` is `[rows][n]` with row
+/// stride `c_stride`. Runs on the calling thread.
+pub(super) fn matmul<T: Real>(
     rows: usize,
-    a: &[T],
-    a_stride: usize,
+    (a, a_stride): (&[T], usize),
     b: &Panels<T>,
-    c: &mut [T],
-    c_stride: usize,
-    accumulate: bool,
+    start: Start<T>,
+    (c, c_stride): (&mut [T], usize),
 ) {
     let (n, k) = (b.n, b.k);
     if rows == 0 || n == 0 {
@@ -60,6 +80,28 @@ pub fn matmul<T: Real>(
     assert!(a_stride >= k && a.len() >= (rows - 1) * a_stride + k);
     assert!(b.data.len() == k * n);
     assert!(c_stride >= n && c.len() >= (rows - 1) * c_stride + n);
+    if b.small() {
+        return run(
+            n,
+            Product {
+                rows,
+                a,
+                a_stride,
+                k,
+                b: &b.data,
+                n,
+                start,
+                c,
+                c_stride,
+            },
+        );
+    }
+    if let Start::Bias(bias) = start {
+        for row in c.chunks_mut(c_stride).take(rows) {
+            row[..n].copy_from_slice(bias);
+        }
+    }
+    let accumulate = !matches!(start, Start::Zero);
     for first in (0..n).step_by(PANEL) {
         let columns = PANEL.min(n - first);
         // SAFETY: the asserts above keep every element addressed by the sizes and strides inside

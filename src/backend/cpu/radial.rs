@@ -1,123 +1,139 @@
 //! The radial networks of the edges.
 
-use super::geometry::gaussian_basis;
-use super::matmul::matmul;
-use super::real::{Real, add_lanes, lanes, lanes_mut, silu, silu_slope, vectorised, with_lanes};
+use super::geometry::Gaussians;
+use super::matmul::{Start, matmul};
+use super::real::{LANES, Real, add_lanes, vectorised};
 use super::run::{Frame, Run, SUMS, Tile};
+use super::vector::{by_groups, run as run_kernel};
 use crate::nn::Buf;
 use crate::nn::op::RadialMlp;
+use pulp::{Simd, WithSimd};
 
 const EPSILON: f64 = 1e-5;
 
-/// Adds up groups of numbers.
+/// Sum of a row.
 #[inline(always)]
-fn total<T: Real, const W: usize>(x: &[[T; W]]) -> T {
-    let mut sum = [T::ZERO; W];
-    for x in x {
-        for i in 0..W {
-            sum[i] += x[i];
-        }
+fn total<T: Real, S: Simd>(simd: S, x: &[T::Vector<S>]) -> T {
+    let mut sum = T::splat(simd, T::ZERO);
+    for i in 0..x.len() {
+        sum = T::plus(simd, sum, x[i]);
     }
-    add_lanes(sum)
+    T::total(simd, sum)
 }
 
-/// Writes (x - mean) / sqrt(variance + eps); returns the factor.
+/// Writes (x - mean) / sqrt(variance + eps) of a row; returns the factor.
 #[inline(always)]
-fn normalise<T: Real, const W: usize>(x: &[[T; W]], n: T, z: &mut [[T; W]]) -> T {
-    let mean = total(x) * n;
-    let mut square = [T::ZERO; W];
-    for (z, x) in z.iter_mut().zip(x) {
-        for i in 0..W {
-            z[i] = x[i] - mean;
-            square[i] = z[i].mul_add(z[i], square[i]);
-        }
+fn normalise<T: Real, S: Simd>(simd: S, x: &[T::Vector<S>], n: T, z: &mut [T::Vector<S>]) -> T {
+    let mean = T::splat(simd, total::<T, S>(simd, x) * n);
+    let mut square = T::splat(simd, T::ZERO);
+    let z = &mut z[..x.len()];
+    for i in 0..x.len() {
+        z[i] = T::minus(simd, x[i], mean);
+        square = T::fused(simd, z[i], z[i], square);
     }
-    let factor = add_lanes(square)
+    let factor = T::total(simd, square)
         .mul_add(n, T::from_f64(EPSILON))
         .inverse_sqrt();
-    for z in z.as_flattened_mut() {
-        *z *= factor;
+    let factors = T::splat(simd, factor);
+    for i in 0..x.len() {
+        z[i] = T::times(simd, z[i], factors);
     }
     factor
 }
 
 /// SiLU(LayerNorm(x)), row by row.
-fn norm_silu<T: Real>(width: usize, x: &[T], (weight, bias): (&[T], &[T]), out: &mut [T]) {
-    vectorised(
-        #[inline(always)]
-        || with_lanes!(width, norm_silu_lanes::<T>(width, x, weight, bias, out)),
-    );
+struct NormSilu<'a, T> {
+    width: usize,
+    x: &'a [T],
+    weight: &'a [T],
+    bias: &'a [T],
+    out: &'a mut [T],
 }
 
-#[inline(always)]
-fn norm_silu_lanes<T: Real, const W: usize>(
-    width: usize,
-    x: &[T],
-    weight: &[T],
-    bias: &[T],
-    out: &mut [T],
-) {
-    let n = T::from_f64(1.0 / width as f64);
-    let (weight, bias) = (lanes::<T, W>(weight), lanes::<T, W>(bias));
-    for (x, y) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        let (x, y) = (lanes::<T, W>(x), lanes_mut::<T, W>(y));
-        normalise(x, n, y);
-        for ((y, w), b) in y.iter_mut().zip(weight).zip(bias) {
-            for i in 0..W {
-                y[i] = silu(y[i].mul_add(w[i], b[i]));
+impl<T: Real> NormSilu<'_, T> {
+    /// Rows of G vectors, or of as many as there are for G = 0.
+    #[inline(always)]
+    fn work<S: Simd, const G: usize>(self, simd: S) {
+        let groups = if G > 0 {
+            G
+        } else {
+            self.width / T::lanes::<S>()
+        };
+        let n = T::from_f64(1.0 / self.width as f64);
+        let weight = &T::vectors::<S>(self.weight)[..groups];
+        let bias = &T::vectors::<S>(self.bias)[..groups];
+        for (x, y) in T::vectors::<S>(self.x)
+            .chunks_exact(groups)
+            .zip(T::vectors_mut::<S>(self.out).chunks_exact_mut(groups))
+        {
+            normalise::<T, S>(simd, x, n, y);
+            for g in 0..groups {
+                let z = T::fused(simd, y[g], weight[g], bias[g]);
+                y[g] = T::times(simd, z, T::sigmoids(simd, z));
             }
         }
     }
 }
+
+by_groups!(NormSilu, width);
 
 /// Turns the gradient of SiLU(LayerNorm(x)) into that of x, in place.
-fn norm_silu_backward<T: Real>(
+struct NormSiluBackward<'a, T> {
     width: usize,
-    x: &[T],
-    (weight, bias): (&[T], &[T]),
-    gradient: &mut [T],
-) {
-    vectorised(
-        #[inline(always)]
-        || {
-            with_lanes!(
-                width,
-                norm_silu_backward_lanes::<T>(width, x, weight, bias, gradient)
-            )
-        },
-    );
+    x: &'a [T],
+    weight: &'a [T],
+    bias: &'a [T],
+    gradient: &'a mut [T],
 }
 
-#[inline(always)]
-fn norm_silu_backward_lanes<T: Real, const W: usize>(
-    width: usize,
-    x: &[T],
-    weight: &[T],
-    bias: &[T],
-    gradient: &mut [T],
-) {
-    let n = T::from_f64(1.0 / width as f64);
-    let (weight, bias) = (lanes::<T, W>(weight), lanes::<T, W>(bias));
-    let mut z = vec![[T::ZERO; W]; width / W];
-    for (x, g) in x.chunks_exact(width).zip(gradient.chunks_exact_mut(width)) {
-        let (x, g) = (lanes::<T, W>(x), lanes_mut::<T, W>(g));
-        let factor = normalise(x, n, &mut z);
-        let mut along = [T::ZERO; W];
-        for (((g, z), w), b) in g.iter_mut().zip(&z).zip(weight).zip(bias) {
-            for i in 0..W {
-                g[i] *= silu_slope(z[i].mul_add(w[i], b[i])) * w[i];
-                along[i] = g[i].mul_add(z[i], along[i]);
+impl<T: Real> NormSiluBackward<'_, T> {
+    /// Rows of G vectors, or of as many as there are for G = 0.
+    #[inline(always)]
+    fn work<S: Simd, const G: usize>(self, simd: S) {
+        let groups = if G > 0 {
+            G
+        } else {
+            self.width / T::lanes::<S>()
+        };
+        let n = T::from_f64(1.0 / self.width as f64);
+        let weight = &T::vectors::<S>(self.weight)[..groups];
+        let bias = &T::vectors::<S>(self.bias)[..groups];
+        let (zero, one) = (T::splat(simd, T::ZERO), T::splat(simd, T::ONE));
+        let mut memory = vec![zero; groups];
+        for (x, gradient) in T::vectors::<S>(self.x)
+            .chunks_exact(groups)
+            .zip(T::vectors_mut::<S>(self.gradient).chunks_exact_mut(groups))
+        {
+            let mut few = [zero; G];
+            let z = if G > 0 {
+                few.as_mut_slice()
+            } else {
+                memory.as_mut_slice()
+            };
+            let factor = normalise::<T, S>(simd, x, n, z);
+            let (mut along, mut sum) = (zero, zero);
+            for g in 0..groups {
+                let y = T::fused(simd, z[g], weight[g], bias[g]);
+                let s = T::sigmoids(simd, y);
+                // SiLU' = s (1 + y (1 - s))
+                let slope = T::fused(simd, y, T::minus(simd, one, s), one);
+                let slope = T::times(simd, T::times(simd, s, slope), weight[g]);
+                gradient[g] = T::times(simd, gradient[g], slope);
+                along = T::fused(simd, gradient[g], z[g], along);
+                sum = T::plus(simd, sum, gradient[g]);
             }
-        }
-        let mean = total(g) * n;
-        let along = add_lanes(along) * n;
-        for (g, z) in g.iter_mut().zip(&z) {
-            for i in 0..W {
-                g[i] = factor * (g[i] - mean - z[i] * along);
+            let mean = T::splat(simd, T::total(simd, sum) * n);
+            let along = T::splat(simd, -T::total(simd, along) * n);
+            let factor = T::splat(simd, factor);
+            for g in 0..groups {
+                let centred = T::minus(simd, gradient[g], mean);
+                gradient[g] = T::times(simd, factor, T::fused(simd, z[g], along, centred));
             }
         }
     }
 }
+
+by_groups!(NormSiluBackward, width);
 
 /// See [`Op::Radial`](crate::nn::Op::Radial).
 pub(super) fn forward<T: Real>(
@@ -149,43 +165,47 @@ pub(super) fn forward<T: Real>(
     let gaussians = &run.geometry.gaussians[tile.rows.start * basis..tile.rows.end * basis];
     matmul(
         rows,
-        gaussians,
-        basis,
+        (gaussians, basis),
         &tables.gaussians.forward,
-        h1,
-        hidden,
-        true,
+        Start::Add,
+        (h1, hidden),
     );
 
     let mut activated = vec![T::ZERO; rows * hidden];
-    norm_silu(
-        hidden,
-        h1,
-        (plain(mlp.norm_1.0), plain(mlp.norm_1.1)),
-        &mut activated,
-    );
+    let norm_silu = |x: &[T], (weight, bias), out: &mut [T]| {
+        let (weight, bias) = (plain(weight), plain(bias));
+        let kernel = NormSilu {
+            width: hidden,
+            x,
+            weight,
+            bias,
+            out,
+        };
+        run_kernel(hidden, kernel);
+    };
+    norm_silu(h1, mlp.norm_1, &mut activated);
     frame.put(hidden_1, h1);
 
     let h2 = frame.take(hidden_2);
-    for row in h2.chunks_exact_mut(hidden) {
-        row.copy_from_slice(plain(mlp.second.1));
-    }
-    let w = linear(mlp.second.0);
-    matmul(rows, &activated, hidden, &w.forward, h2, hidden, true);
-    norm_silu(
-        hidden,
-        h2,
-        (plain(mlp.norm_2.0), plain(mlp.norm_2.1)),
-        &mut activated,
+    matmul(
+        rows,
+        (&activated, hidden),
+        &linear(mlp.second.0).forward,
+        Start::Bias(plain(mlp.second.1)),
+        (h2, hidden),
     );
+    norm_silu(h2, mlp.norm_2, &mut activated);
     frame.put(hidden_2, h2);
 
     let y = frame.take(out);
     let w = linear(mlp.third.0);
-    for row in y.chunks_exact_mut(w.out) {
-        row.copy_from_slice(plain(mlp.third.1));
-    }
-    matmul(rows, &activated, hidden, &w.forward, y, w.out, true);
+    matmul(
+        rows,
+        (&activated, hidden),
+        &w.forward,
+        Start::Bias(plain(mlp.third.1)),
+        (y, w.out),
+    );
     frame.put(out, y);
 }
 
@@ -211,28 +231,50 @@ pub(super) fn backward<T: Real>(
     let y_bar = frame.take(out);
     let mut g2 = vec![T::ZERO; rows * hidden];
     let w = linear(mlp.third.0);
-    matmul(rows, y_bar, w.out, &w.backward, &mut g2, hidden, false);
+    matmul(
+        rows,
+        (y_bar, w.out),
+        &w.backward,
+        Start::Zero,
+        (&mut g2, hidden),
+    );
     frame.put(out, y_bar);
-    let norm_2 = (plain(mlp.norm_2.0), plain(mlp.norm_2.1));
-    norm_silu_backward(hidden, run.value(values, tile, hidden_2), norm_2, &mut g2);
+    let norm_silu_backward = |x: &[T], (weight, bias), gradient: &mut [T]| {
+        let (weight, bias) = (plain(weight), plain(bias));
+        let kernel = NormSiluBackward {
+            width: hidden,
+            x,
+            weight,
+            bias,
+            gradient,
+        };
+        run_kernel(hidden, kernel);
+    };
+    norm_silu_backward(run.value(values, tile, hidden_2), mlp.norm_2, &mut g2);
 
     let mut g1 = vec![T::ZERO; rows * hidden];
     let w = linear(mlp.second.0);
-    matmul(rows, &g2, hidden, &w.backward, &mut g1, hidden, false);
-    let norm_1 = (plain(mlp.norm_1.0), plain(mlp.norm_1.1));
-    norm_silu_backward(hidden, run.value(values, tile, hidden_1), norm_1, &mut g1);
+    matmul(
+        rows,
+        (&g2, hidden),
+        &w.backward,
+        Start::Zero,
+        (&mut g1, hidden),
+    );
+    norm_silu_backward(run.value(values, tile, hidden_1), mlp.norm_1, &mut g1);
 
     let mut g0 = vec![T::ZERO; rows * basis];
     matmul(
         rows,
-        &g1,
-        hidden,
+        (&g1, hidden),
         &tables.gaussians.backward,
-        &mut g0,
-        basis,
-        false,
+        Start::Zero,
+        (&mut g0, basis),
     );
-    let (spacing, exponent) = gaussian_basis(run.program);
+    let Gaussians {
+        spacing, exponent, ..
+    } = Gaussians::new(basis, run.program.cutoff);
+    let centres: Vec<f64> = (0..basis).map(|k| k as f64 * spacing).collect();
     let sums = frame
         .sums
         .as_deref_mut()
@@ -245,13 +287,16 @@ pub(super) fn backward<T: Real>(
                 let d = run.geometry.distance[e];
                 let g0 = &g0[i * basis..][..basis];
                 let gaussians = &gaussians[e * basis..][..basis];
-                let mut slope = T::ZERO;
-                for k in 0..basis {
-                    // d/dd exp(c (d - mu)^2) = 2 c (d - mu) exp(...)
-                    let factor = T::from_f64(2.0 * exponent * (d - k as f64 * spacing));
-                    slope = (g0[k] * factor).mul_add(gaussians[k], slope);
+                let mut lanes = [T::ZERO; LANES];
+                for first in (0..basis).step_by(LANES) {
+                    let last = basis.min(first + LANES);
+                    for k in first..last {
+                        // d/dd exp(c (d - mu)^2) = 2 c (d - mu) exp(...)
+                        let factor = T::from_f64(2.0 * exponent * (d - centres[k]));
+                        lanes[k - first] = (g0[k] * factor).mul_add(gaussians[k], lanes[k - first]);
+                    }
                 }
-                sums[i * SUMS] += slope;
+                sums[i * SUMS] += add_lanes(lanes);
             }
         },
     );

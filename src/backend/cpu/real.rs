@@ -5,7 +5,8 @@ use std::ops::{Add, AddAssign, Mul, MulAssign, Neg, Sub, SubAssign};
 
 /// f32 or f64.
 pub trait Real:
-    Copy
+    super::vector::Vectors
+    + Copy
     + Debug
     + Default
     + PartialOrd
@@ -39,6 +40,24 @@ pub trait Real:
     /// 1 / (1 + e^-self)
     fn sigmoid(self) -> Self;
 }
+
+/// Where e^x is computed in f32.
+pub const EXP_RANGE: std::ops::Range<f32> = -87.0..88.0;
+/// 1.5 * 2^23: adding it rounds to an integer.
+pub const EXP_MAGIC: f32 = 12_582_912.0;
+/// ln 2 in two parts: products of the first with small integers are exact.
+pub const EXP_LN_2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6];
+/// 1/7!, ..., 1/1!, 1/0!
+pub const EXP_TAYLOR: [f32; 8] = [
+    1.0 / 5040.0,
+    1.0 / 720.0,
+    1.0 / 120.0,
+    1.0 / 24.0,
+    1.0 / 6.0,
+    0.5,
+    1.0,
+    1.0,
+];
 
 impl Real for f32 {
     const ZERO: f32 = 0.0;
@@ -76,21 +95,24 @@ impl Real for f32 {
     /// the compiler cannot vectorise.
     #[inline(always)]
     fn exp(self) -> f32 {
-        const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
-        let x = if self > 88.0 { 88.0 } else { self };
-        let x = if x < -87.0 { -87.0 } else { x };
-        let shifted = f32::mul_add(x, std::f32::consts::LOG2_E, MAGIC);
-        let n = shifted - MAGIC;
-        let r = f32::mul_add(n, -0.693_145_75, x);
-        let r = f32::mul_add(n, -1.428_606_8e-6, r);
-        let mut p = 1.0 / 5040.0;
-        p = f32::mul_add(p, r, 1.0 / 720.0);
-        p = f32::mul_add(p, r, 1.0 / 120.0);
-        p = f32::mul_add(p, r, 1.0 / 24.0);
-        p = f32::mul_add(p, r, 1.0 / 6.0);
-        p = f32::mul_add(p, r, 0.5);
-        p = f32::mul_add(p, r, 1.0);
-        p = f32::mul_add(p, r, 1.0);
+        let x = if self > EXP_RANGE.end {
+            EXP_RANGE.end
+        } else {
+            self
+        };
+        let x = if x < EXP_RANGE.start {
+            EXP_RANGE.start
+        } else {
+            x
+        };
+        let shifted = f32::mul_add(x, std::f32::consts::LOG2_E, EXP_MAGIC);
+        let n = shifted - EXP_MAGIC;
+        let r = f32::mul_add(n, -EXP_LN_2[0], x);
+        let r = f32::mul_add(n, -EXP_LN_2[1], r);
+        let mut p = EXP_TAYLOR[0];
+        for c in &EXP_TAYLOR[1..] {
+            p = f32::mul_add(p, r, *c);
+        }
         let exponent = (shifted.to_bits() << 23).wrapping_add(127 << 23);
         p * f32::from_bits(exponent)
     }
@@ -154,19 +176,8 @@ pub fn silu_slope<T: Real>(x: T) -> T {
     s * x.mul_add(T::ONE - s, T::ONE)
 }
 
-/// Runs a kernel that is generic in how many channels it takes at once, W = 16 or 1.
-macro_rules! with_lanes {
-    ($channels:expr, $kernel:ident::<$T:ty>($($argument:expr),* $(,)?)) => {
-        if $channels % 16 == 0 {
-            $kernel::<$T, 16>($($argument),*)
-        } else {
-            $kernel::<$T, 1>($($argument),*)
-        }
-    };
-}
-pub(super) use with_lanes;
-
-/// The same for kernels that are also generic in the number G of such groups: known for the
+/// Runs a kernel that is generic in how many channels it takes at once, W = 16 or 1, and in the
+/// number G of such groups: known for the
 /// widths of the released models (8 x 16) and the narrowest (1 x 16), so that inner loops unroll;
 /// 0 means "see at run time".
 macro_rules! with_groups {

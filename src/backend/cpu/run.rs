@@ -1,10 +1,11 @@
 //! The interpreter: runs the segments of a schedule over tiles.
 
+use super::dispatch::{backward_op, forward_op};
 use super::geometry::{Geometry, envelope};
 use super::real::Real;
+use super::rotate;
 use super::schedule::{Half, Schedule, Segment, gradient_buffers};
 use super::weights::{Mixed, Weights};
-use super::{gate, linear, norm, radial, rotate, so2};
 use crate::backend::{Backend, Conditioning, DeviceError, NetworkOutput, Structure, WeightSource};
 use crate::nn::op::Grain;
 use crate::nn::{Buf, Domain, Op, Program};
@@ -24,7 +25,7 @@ const EDGE_TILE: std::ops::RangeInclusive<usize> = 96..=384;
 const SMALLEST_TILE: usize = 66;
 /// Rows that the library's widest kernel takes at once.
 const KERNEL_ROWS: usize = 6;
-/// Atoms per tile.
+/// Most atoms per tile.
 const ATOM_TILE: usize = 32;
 /// Memory for mixed weights, bytes. At UMA-S sizes one composition takes 44 MB in f32.
 const MIXED_CACHE_BYTES: usize = 1 << 30;
@@ -96,6 +97,8 @@ pub(super) struct Run<'a, T> {
     pub numbers: Vec<u8>,
     pub geometry: Geometry<T>,
     pub arena: Arena<T>,
+    /// Most edges per tile.
+    edge_tile: usize,
 }
 
 /// The buffers of one tile: what this segment writes.
@@ -287,6 +290,7 @@ impl<T: Real> CpuBackend<T> {
                 .collect(),
             geometry: Geometry::new(&self.program, &self.wigner, batch),
             arena,
+            edge_tile: self.edge_tile,
         }
     }
 
@@ -312,7 +316,7 @@ impl<T: Real> CpuBackend<T> {
                 // Every operation writes all of its output: what is left from before is no harm.
                 values.resize(rows * self.program.width(*buf), T::ZERO);
             }
-            let tiles = run.tiles(segment.grain, self.edge_tile);
+            let tiles = run.tiles(segment.grain);
             let mut frames = Frame::split(&self.program, &tiles, &outputs, &mut values);
             let shared: &Run<T> = run;
             let scratch: Vec<Buf> = self
@@ -427,7 +431,7 @@ impl<T: Real> CpuBackend<T> {
         scratch.dedup();
         let recomputed: Vec<Buf> = again.map(|s| self.writes(s)).unwrap_or_default();
 
-        let tiles = run.tiles(Grain::Edges, self.edge_tile);
+        let tiles = run.tiles(Grain::Edges);
         let mut frames = Frame::split(&self.program, &tiles, &gathered, &mut gradients);
         let mut rest = sums;
         for (tile, frame) in tiles.iter().zip(&mut frames) {
@@ -470,7 +474,7 @@ impl<T: Real> CpuBackend<T> {
             .iter()
             .map(|buf| std::mem::take(&mut run.arena.gradients[buf.0]))
             .collect();
-        let tiles = run.tiles(segment.grain, self.edge_tile);
+        let tiles = run.tiles(segment.grain);
         let mut frames = Frame::split(&self.program, &tiles, &touched, &mut gradients);
         let shared: &Run<T> = run;
         over_tiles(&tiles, &mut frames, |tile, frame| {
@@ -616,14 +620,41 @@ impl<T: Real> Run<'_, T> {
         }
     }
 
+    /// Edges per tile of a system.
+    fn edge_step(&self, system: &RunSystem<T>) -> usize {
+        even_step(system.edges.len(), self.edge_tile, SMALLEST_TILE).next_multiple_of(KERNEL_ROWS)
+    }
+
+    /// The outgoing edges of an atom, in order.
+    pub fn outgoing(&self, atom: usize) -> &[u32] {
+        let [start, end] = [atom, atom + 1].map(|a| self.geometry.source_start[a] as usize);
+        &self.geometry.outgoing[start..end]
+    }
+
+    /// The incoming edges of an atom, cut where edge tiles end.
+    pub fn incoming(
+        &self,
+        system: &RunSystem<T>,
+        atom: usize,
+    ) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let [mut start, end] = [atom, atom + 1].map(|a| self.geometry.target_start[a] as usize);
+        let (first, step) = (system.edges.start, self.edge_step(system));
+        std::iter::from_fn(move || {
+            let cut = first + ((start - first) / step + 1) * step;
+            let run = start..cut.min(end);
+            start = run.end;
+            (!run.is_empty()).then_some(run)
+        })
+    }
+
     /// Cuts the rows into tiles. No tile holds rows of two systems, and the cuts within a system
     /// depend on its size alone.
-    fn tiles(&self, grain: Grain, edge_tile: usize) -> Vec<Tile> {
+    fn tiles(&self, grain: Grain) -> Vec<Tile> {
         let mut tiles = Vec::new();
         for (system, s) in self.systems.iter().enumerate() {
             let (rows, step) = match grain {
-                Grain::Edges => (&s.edges, even_step(s.edges.len(), edge_tile)),
-                Grain::Atoms => (&s.atoms, ATOM_TILE),
+                Grain::Edges => (&s.edges, self.edge_step(s)),
+                Grain::Atoms => (&s.atoms, even_step(s.atoms.len(), ATOM_TILE, KERNEL_ROWS)),
                 Grain::System => (&s.atoms, usize::MAX),
             };
             let mut start = rows.start;
@@ -641,15 +672,15 @@ impl<T: Real> Run<'_, T> {
 }
 
 /// Rows per tile so that a system gives a number of tiles that a few threads share evenly.
-fn even_step(rows: usize, largest: usize) -> usize {
+fn even_step(rows: usize, largest: usize, smallest: usize) -> usize {
     // A small system is cut finer, so that it is not left to one thread.
-    let tiles = rows.div_ceil(largest.min((rows / 8).max(SMALLEST_TILE)));
+    let tiles = rows.div_ceil(largest.min((rows / 8).max(smallest)));
     let tiles = if tiles > 2 {
         tiles.next_multiple_of(4)
     } else {
         tiles
     };
-    rows.div_ceil(tiles.max(1)).next_multiple_of(KERNEL_ROWS)
+    rows.div_ceil(tiles.max(1)).max(1)
 }
 
 impl<T: Real> Arena<T> {
@@ -680,225 +711,4 @@ fn over_tiles<'a, T: Real>(
         .par_iter()
         .zip(frames)
         .for_each(|(tile, frame)| work(tile, frame));
-}
-
-#[inline(never)]
-fn forward_op<T: Real>(run: &Run<T>, op: usize, tile: &Tile, frame: &mut Frame<T>) {
-    match &run.program.ops[op] {
-        Op::EmbedAtoms { table, out } => linear::embed(run, tile, frame, *table, *out),
-        Op::Radial {
-            mlp,
-            hidden_1,
-            hidden_2,
-            out,
-        } => {
-            radial::forward(run, op, tile, frame, mlp, [*hidden_1, *hidden_2, *out]);
-        }
-        Op::ScatterRadial {
-            radial,
-            x,
-            scale,
-            out,
-        } => {
-            rotate::scatter_radial(run, tile, frame, *radial, *x, *scale, *out);
-        }
-        Op::RmsNorm {
-            x,
-            weight,
-            bias,
-            add_conditioning,
-            out,
-        } => {
-            norm::forward(
-                run,
-                tile,
-                frame,
-                *x,
-                (*weight, *bias),
-                *add_conditioning,
-                *out,
-            );
-        }
-        Op::GatherRotateScale { x, radial, out, .. } => {
-            rotate::gather(run, tile, frame, *x, *radial, *out);
-        }
-        Op::So2Linear {
-            x,
-            weights,
-            channels_in,
-            channels_out,
-            gates,
-            out,
-        } => {
-            let shape = so2::Shape::new(*channels_in, *channels_out, *gates);
-            so2::forward(run, tile, frame, *x, weights, shape, *out);
-        }
-        Op::GateEdges { x, channels, out } => {
-            gate::edges_forward(run, tile, frame, *x, *channels, *out);
-        }
-        Op::RotateScatter { message, x, out } => {
-            rotate::scatter(run, tile, frame, *message, *x, *out);
-        }
-        Op::Linear {
-            x,
-            weight,
-            bias,
-            silu,
-            pre,
-            out,
-        } => {
-            linear::forward(run, tile, frame, *x, (*weight, *bias), *silu, [*pre, *out]);
-        }
-        Op::So3Linear {
-            x,
-            weight,
-            bias,
-            residual,
-            out,
-            ..
-        } => {
-            linear::per_degree_forward(run, tile, frame, *x, (*weight, *bias), *residual, *out);
-        }
-        Op::GateAtoms {
-            x,
-            gates,
-            channels,
-            out,
-        } => {
-            gate::atoms_forward(run, tile, frame, *x, *gates, *channels, *out);
-        }
-        Op::Balance {
-            x,
-            channels,
-            target,
-            out,
-        } => {
-            norm::balance_forward(run, tile, frame, *x, channels.clone(), *target, *out);
-        }
-    }
-}
-
-#[inline(never)]
-fn backward_op<T: Real>(
-    run: &Run<T>,
-    op: usize,
-    half: Half,
-    tile: &Tile,
-    values: &Frame<T>,
-    frame: &mut Frame<T>,
-) {
-    match (&run.program.ops[op], half) {
-        (Op::EmbedAtoms { .. }, _) => {} // positions do not enter
-        (
-            Op::Radial {
-                mlp,
-                hidden_1,
-                hidden_2,
-                out,
-            },
-            _,
-        ) => {
-            radial::backward(
-                run,
-                op,
-                tile,
-                values,
-                frame,
-                mlp,
-                [*hidden_1, *hidden_2, *out],
-            );
-        }
-        (
-            Op::ScatterRadial {
-                radial, scale, out, ..
-            },
-            Half::First,
-        ) => {
-            rotate::scatter_radial_backward(run, tile, values, frame, *radial, *scale, *out);
-        }
-        (Op::RmsNorm { x, weight, out, .. }, _) => {
-            norm::backward(run, tile, values, frame, *x, *weight, *out);
-        }
-        (
-            Op::GatherRotateScale {
-                x,
-                radial,
-                gradient,
-                out,
-            },
-            Half::First,
-        ) => {
-            rotate::gather_backward(run, tile, values, frame, [*x, *radial, *gradient, *out]);
-        }
-        (Op::GatherRotateScale { x, gradient, .. }, Half::Second) => {
-            rotate::gather_add_up(run, tile, frame, *x, *gradient);
-        }
-        (
-            Op::So2Linear {
-                x,
-                weights,
-                channels_in,
-                channels_out,
-                gates,
-                out,
-            },
-            _,
-        ) => {
-            let shape = so2::Shape::new(*channels_in, *channels_out, *gates);
-            so2::backward(run, tile, frame, *x, weights, shape, *out);
-        }
-        (Op::GateEdges { x, channels, out }, _) => {
-            gate::edges_backward(run, tile, values, frame, *x, *channels, *out);
-        }
-        (Op::RotateScatter { message, out, .. }, Half::First) => {
-            rotate::scatter_backward(run, tile, values, frame, *message, *out);
-        }
-        (Op::RotateScatter { x, out, .. } | Op::ScatterRadial { x, out, .. }, Half::Second) => {
-            linear::pass_on(frame, *x, *out)
-        }
-        (
-            Op::Linear {
-                x,
-                weight,
-                silu,
-                pre,
-                out,
-                ..
-            },
-            _,
-        ) => {
-            linear::backward(run, tile, values, frame, *weight, *silu, [*x, *pre, *out]);
-        }
-        (
-            Op::So3Linear {
-                x,
-                weight,
-                residual,
-                out,
-                ..
-            },
-            _,
-        ) => {
-            linear::per_degree_backward(run, tile, frame, *x, *weight, *residual, *out);
-        }
-        (
-            Op::GateAtoms {
-                x,
-                gates,
-                channels,
-                out,
-            },
-            _,
-        ) => {
-            gate::atoms_backward(run, tile, values, frame, [*x, *gates, *out], *channels);
-        }
-        (
-            Op::Balance {
-                x, channels, out, ..
-            },
-            _,
-        ) => {
-            norm::balance_backward(run, tile, frame, *x, channels.clone(), *out);
-        }
-    }
 }

@@ -4,7 +4,7 @@
 //! of one complex product (A + iB)(r + is). Wide blocks take it with three real products instead
 //! of four: A r, B s and (A + B)(r + s).
 
-use super::matmul::matmul;
+use super::matmul::{Start, matmul};
 use super::real::{Real, vectorised};
 use super::run::{Frame, Run, Tile};
 use super::weights::{Complex, ComplexForm};
@@ -94,23 +94,19 @@ fn multiply_block<T: Real>(
         (ComplexForm::One { forward, .. }, Direction::Forward) => {
             return matmul(
                 rows,
-                &x[from.first..],
-                from.stride,
+                (&x[from.first..], from.stride),
                 forward,
-                &mut y[to.first..],
-                to.stride,
-                false,
+                Start::Zero,
+                (&mut y[to.first..], to.stride),
             );
         }
         (ComplexForm::One { backward, .. }, Direction::Backward) => {
             return matmul(
                 rows,
-                &x[from.first..],
-                from.stride,
+                (&x[from.first..], from.stride),
                 backward,
-                &mut y[to.first..],
-                to.stride,
-                false,
+                Start::Zero,
+                (&mut y[to.first..], to.stride),
             );
         }
         (ComplexForm::Three { forward, .. }, Direction::Forward) => forward,
@@ -136,22 +132,24 @@ fn multiply_block<T: Real>(
     let (plus, minus) = (from.first, from.first + from.width);
     matmul(
         rows,
-        &x[plus..],
-        from.stride,
+        (&x[plus..], from.stride),
         a,
-        &mut y[to.first..],
-        to.stride,
-        false,
+        Start::Zero,
+        (&mut y[to.first..], to.stride),
     );
-    matmul(rows, &x[minus..], from.stride, b, second, to.width, false);
     matmul(
         rows,
-        total,
-        from.width,
+        (&x[minus..], from.stride),
+        b,
+        Start::Zero,
+        (second, to.width),
+    );
+    matmul(
+        rows,
+        (total, from.width),
         combined,
-        &mut y[to.first + to.width..],
-        to.stride,
-        false,
+        Start::Zero,
+        (&mut y[to.first + to.width..], to.stride),
     );
     let sign = match direction {
         Direction::Forward => -T::ONE,
@@ -191,10 +189,13 @@ pub(super) fn forward<T: Real>(
 
     let m0 = run.weights.linear(weights.m0, mixed, 0);
     let bias = run.weights.plain(weights.m0_bias);
-    for row in y.chunks_exact_mut(y_stride) {
-        row[..m0.out].copy_from_slice(bias);
-    }
-    matmul(rows, x, x_stride, &m0.forward, y, y_stride, true);
+    matmul(
+        rows,
+        (x, x_stride),
+        &m0.forward,
+        Start::Bias(bias),
+        (y, y_stride),
+    );
 
     let mut memory = Memory::default();
     for (block, weight) in run.layout.blocks.iter().zip(&weights.m) {
@@ -222,7 +223,13 @@ pub(super) fn backward<T: Real>(
     let x_bar = frame.take(x);
 
     let m0 = run.weights.linear(weights.m0, mixed, 0);
-    matmul(rows, y_bar, y_stride, &m0.backward, x_bar, x_stride, false);
+    matmul(
+        rows,
+        (y_bar, y_stride),
+        &m0.backward,
+        Start::Zero,
+        (x_bar, x_stride),
+    );
 
     let mut memory = Memory::default();
     for (block, weight) in run.layout.blocks.iter().zip(&weights.m) {
