@@ -200,7 +200,7 @@ impl Batch {
             .zip(out.chunks_exact_mut(layout.wigner_len))
         {
             let d = v.iter().map(|x| x * x).sum::<f64>().sqrt();
-            wigner.fill(v.map(|x| x / d), out);
+            wigner.fill(v.map(|x| [x / d]), out.as_chunks_mut().0);
         }
         out.iter().map(|&x| f64::from(x as f32)).collect()
     }
