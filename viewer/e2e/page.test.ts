@@ -271,7 +271,7 @@ describe.skipIf(missing.length > 0)('the page', () => {
     await page.click('text=Open')
     await page.click('[data-example="Sodium chloride"]')
     await page.waitForFunction(() => window.umaserve.bench.atoms.value === 64)
-    await page.waitForSelector('.toast >> text=Not for this model')
+    await page.waitForSelector('.toast.warning') // the page's own, then the server's
     await page.waitForTimeout(1500)
     await shot('7-crystal')
   })
@@ -280,7 +280,7 @@ describe.skipIf(missing.length > 0)('the page', () => {
     await page.click('text=Open')
     await page.click('[data-example="Caffeine"]')
     await page.waitForFunction(() => window.umaserve.bench.atoms.value === 24)
-    expect(await page.locator('.toast', { hasText: 'Not for this model' }).count()).toBe(0)
+    expect(await page.locator('.toast.warning').count()).toBe(0)
     await hasEnergy()
     await page.emulateMedia({ colorScheme: 'dark' })
     await page.waitForTimeout(800)
