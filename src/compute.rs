@@ -251,13 +251,7 @@ fn cuda_backend(
     device: Arc<dyn CudaDevice>,
     precision: Precision,
 ) -> Made {
-    let precision = match precision {
-        Precision::F32 => cuda::Precision::F32,
-        Precision::Tf32 => cuda::Precision::Tf32,
-        Precision::F16 => cuda::Precision::F16,
-        Precision::F64 => return Err("f64 is computed on the CPU only".into()),
-    };
-    let options = cuda::Options::new(precision, 4 << 30);
+    let options = cuda::Options::new(precision.on_cuda()?, 4 << 30);
     match CudaBackend::new(program, weights, device, options) {
         Ok(backend) => Ok(Some(Box::new(backend))),
         Err(CudaError::Unsupported(_)) => Ok(None),
