@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod gather_gemm;
+mod gemm;
 mod geometry;
 mod node;
 mod radial;
