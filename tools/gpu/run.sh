@@ -22,7 +22,8 @@
 # said so. MODEL=FILE.pt takes a real checkpoint for selfcheck, bench, memory, largest and nve.
 # EMULATED=1 tries the script itself on a machine without a GPU: its times mean nothing.
 #
-# Exit status: 0 if all parts that could run passed, 1 otherwise, 69 without a GPU.
+# Exit status: 0 if all parts that could run passed, 1 otherwise, 2 for a part that there is not, 69
+# without a GPU.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 OUT=${OUT:-$here/out}
@@ -45,6 +46,15 @@ PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] ||
     parts=(selfcheck bench memory nve largest peer tests sanitizer profile)
+for part in "${parts[@]}"; do
+    case $part in
+    selfcheck | selfcheck-all | bench | memory | nve | largest | peer | peer-all | tests | sanitizer | profile) ;;
+    *)
+        echo "run.sh: there is no part $part; the parts are listed at the top of this script" >&2
+        exit 2
+        ;;
+    esac
+done
 model=${MODEL:-models/nano-1p2.pt}
 of_model=(${MODEL:+--model "$MODEL"})
 export UMASERVE_TEST_DATA=$here/data
@@ -214,10 +224,6 @@ for part in "${parts[@]}"; do
         run profile 120 ncu --clock-control none --set basic --launch-skip 300 \
             --launch-count 150 --csv --log-file "$OUT/profile.csv" \
             ./gpu --precision tf32 --cases si-1000 --runs 1 "${of_model[@]}"
-        ;;
-    *)
-        note unknown "FAILED    $part: there is no such part"
-        failed=1
         ;;
     esac
 done
