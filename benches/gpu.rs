@@ -4,7 +4,7 @@
 //! ```text
 //! cargo bench --bench gpu -- --precision tf32,f16,f32
 //! cargo bench --bench gpu -- --model uma-s-1p2p1.pt --cases si-1000
-//! cargo bench --bench gpu -- --model models/nano-1p2.pt --nve 10000
+//! cargo bench --bench gpu -- --model models/demo.pt --nve 10000 --nve-case ethanol
 //! ```
 //! Without `--model` the network has the sizes of uma-s-1p2p1 and random weights: the time does not
 //! depend on their values. The atoms move a little before every evaluation, as in molecular
@@ -40,10 +40,10 @@ struct Arguments {
     /// Checkpoint; random weights of uma-s-1p2p1's sizes without.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Number types, each a table.
+    /// Number types, each a table; with --nve also f64, on the CPU.
     #[arg(long, value_delimiter = ',', default_value = "tf32,f16,f32")]
     precision: Vec<String>,
-    /// si-1000, cu-1000, cu-864, si-150, molecules-25, ethanol, molecules-64, largest.
+    /// si-1000, cu-1000, cu-864, si-150, si-216, si-32768, molecules-25, ethanol, molecules-64, largest.
     #[arg(
         long,
         value_delimiter = ',',
@@ -56,6 +56,12 @@ struct Arguments {
     /// Steps at constant energy instead of the table; needs --model.
     #[arg(long)]
     nve: Option<usize>,
+    /// What moves then: si-128, or one of --cases.
+    #[arg(long, default_value = "si-128")]
+    nve_case: String,
+    /// The length of its steps, fs.
+    #[arg(long, default_value_t = 1.0)]
+    nve_timestep: f64,
     /// Prints what the table should be at best by counting products and bytes, for an H100, and needs
     /// no device.
     #[arg(long)]
@@ -210,7 +216,10 @@ fn case(name: &str) -> Vec<System> {
         "si-1000" => vec![silicon([10, 10, 5])],
         "cu-1000" => vec![copper([10, 10, 10])],
         "cu-864" => vec![copper([12, 9, 8])],
+        "si-128" => vec![silicon([4, 4, 4])],
         "si-150" => vec![silicon([5, 5, 3])],
+        "si-216" => vec![silicon([6, 6, 3])],
+        "si-32768" => vec![silicon([32, 32, 16])],
         "molecules-25" => molecules_25(),
         "molecules-64" => (0..64).map(|i| chain(10 + i % 13, i % 3)).collect(),
         "ethanol" => vec![ethanol()],
@@ -369,16 +378,15 @@ fn number_type(name: &str) -> Precision {
         "f32" => Precision::F32,
         "tf32" => Precision::Tf32,
         "f16" => Precision::F16,
-        other => panic!("--precision {other}: f32, tf32 and f16 are known"),
+        "f64" => Precision::F64,
+        other => panic!("--precision {other}: f32, tf32, f16 and f64 are known"),
     }
 }
 
 fn of_backend(precision: Precision) -> cuda::Precision {
-    match precision {
-        Precision::F16 => cuda::Precision::F16,
-        Precision::Tf32 => cuda::Precision::Tf32,
-        Precision::F32 | Precision::F64 => cuda::Precision::F32,
-    }
+    precision
+        .on_cuda()
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn shift(systems: &mut [System], random: &mut Sequence) {
@@ -520,14 +528,28 @@ fn largest(network: &mut Network, device: &dyn Device, program: &Program, precis
     }
 }
 
-/// Drift of the total energy at constant energy, silicon at 300 K, 1 fs.
+/// Drift of the total energy at constant energy, from 300 K.
 fn nve(arguments: &Arguments, precision: Precision, steps: usize) {
-    let (_, network, _) = open(arguments, precision);
-    let Network::Model(potential) = network else {
-        panic!("--nve needs --model: random weights have no stable solids");
+    if arguments.model.is_none() {
+        panic!("--nve needs --model: random weights hold nothing together");
+    }
+    let potential = match precision {
+        Precision::F64 => {
+            let options = UmaOptions {
+                precision,
+                ..UmaOptions::default()
+            };
+            Box::new(UmaPotential::on_cpu(checkpoint(arguments), options).unwrap())
+        }
+        _ => match open(arguments, precision) {
+            (_, Network::Model(potential), _) => potential,
+            _ => unreachable!("there is a model"),
+        },
     };
-    let method = Method::VelocityVerlet { timestep_fs: 1.0 };
-    let system = silicon([4, 4, 4]);
+    let method = Method::VelocityVerlet {
+        timestep_fs: arguments.nve_timestep,
+    };
+    let system = case(&arguments.nve_case).remove(0);
     let mut velocities = maxwell_boltzmann(&system.numbers, 300.0, 1, 0);
     stop_centre_of_mass(&system.numbers, &mut velocities);
     let mut state = State {
@@ -557,12 +579,13 @@ fn nve(arguments: &Arguments, precision: Precision, steps: usize) {
     let n = steps as f64;
     let slope = (n * sums[3] - sums[0] * sums[1]) / (n * sums[2] - sums[0] * sums[0]);
     println!(
-        "{:<5} {:>6} atoms {:>7} steps  drift {:>10.3e} eV/atom/ns  last error {:>10.3e} eV/atom  \
+        "{:<5} {} {:>6} atoms {:>7} steps  drift {:>10.3e} eV/atom/ns  last error {:>10.3e} eV/atom  \
          {:>7.3} ms/step",
         precision.to_string(),
+        arguments.nve_case,
         atoms,
         steps,
-        slope / atoms * 1e6,
+        slope / atoms * 1e6 / arguments.nve_timestep,
         (total(&state) - begin) / atoms,
         start.elapsed().as_secs_f64() * 1e3 / n,
     );
@@ -614,6 +637,7 @@ fn main() {
         }
         return;
     }
+    let mut failed = false;
     for precision in precisions {
         let (device, mut network, program) = open(&arguments, precision);
         let info = device.info();
@@ -646,8 +670,14 @@ fn main() {
                 arguments.runs,
             ) {
                 Ok(row) => println!("{name:<14} {row}"),
-                Err(reason) => println!("{name:<14} {reason}"),
+                Err(reason) => {
+                    println!("{name:<14} {reason}");
+                    failed = true;
+                }
             }
         }
+    }
+    if failed {
+        std::process::exit(1);
     }
 }

@@ -57,8 +57,9 @@ fn build() -> Result<cc::Build, Box<dyn Error>> {
     if std::env::var("HOST")? == std::env::var("TARGET")?
         && std::arch::is_x86_feature_detected!("fma")
         && std::arch::is_x86_feature_detected!("avx2")
+        && std::arch::is_x86_feature_detected!("f16c")
     {
-        build.flag("-mavx2").flag("-mfma");
+        build.flag("-mavx2").flag("-mfma").flag("-mf16c");
     }
     Ok(build)
 }

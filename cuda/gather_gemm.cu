@@ -160,7 +160,7 @@ TENSOR_KERNELS(f16_f32, float)
 #define EXACT_KERNEL(NAME, MR, NR, STAGES, ALIGNED)                                                \
     KERNEL_BOUNDS(NAME, GatherGemmParams, 256, 1) {                                               \
         using Rows = GatherRows<16 * MR, 16 * NR, 256, float, float>;                              \
-        product_in_f32<MR, NR, STAGES, ALIGNED, Operand::Ready>(p.product, Rows{p});               \
+        product_in_f32<MR, NR, STAGES, ALIGNED>(p.product, Rows{p});                               \
     }
 EXACT_KERNEL(gather_gemm_f32_large, 8, 8, 3, true)
 EXACT_KERNEL(gather_gemm_f32_small, 2, 4, 4, true)

@@ -43,8 +43,6 @@ enum class Operand {
     Ready,
     // f32 that the loader rounds.
     Rounded,
-    // Through the gate, then rounded.
-    Gated,
 };
 
 // Where this block of the grid stands.
@@ -86,36 +84,11 @@ __device__ __forceinline__ float gated(uint32_t degree, float value, float gate)
     return degree == 0 ? silu(value) : value * sigmoid(gate);
 }
 
-// Value `k` of a row through the gate.
-template <class Stored>
-__device__ __forceinline__ float gated_at(const GemmParams &p, const Stored *item, uint32_t k) {
-    const uint32_t row = k / p.gate_channels, channel = k % p.gate_channels;
-    const uint32_t degree = p.row_degree[row];
-    const uint32_t gate = degree == 0 ? 0 : (degree - 1) * p.gate_channels + channel;
-    return gated(degree, to_float(item[p.gate_values + k]), to_float(item[gate]));
-}
-
 // `PIECE` neighbouring numbers as operands, 16 bytes of shared memory.
 template <class Kind, int PIECE>
 __device__ __forceinline__ void store_piece(uint32_t *to, float (&value)[PIECE]) {
     // Storing halves rounds them.
     store(reinterpret_cast<typename Kind::Element *>(to), value);
-}
-
-// `PIECE` values of one row through the gate, from `k` on.
-template <int PIECE, class Stored>
-__device__ __forceinline__ void gated_piece(const GemmParams &p, const Stored *item, uint32_t k,
-                                            float (&value)[PIECE]) {
-    const uint32_t row = k / p.gate_channels, channel = k % p.gate_channels;
-    const uint32_t degree = p.row_degree[row];
-    const uint32_t gate = degree == 0 ? 0 : (degree - 1) * p.gate_channels + channel;
-    float factor[PIECE];
-    load(item + p.gate_values + k, value);
-    load(item + gate, factor);
-#pragma unroll
-    for (int j = 0; j < PIECE; j++) {
-        value[j] = gated(degree, value[j], factor[j]);
-    }
 }
 
 // Row of the product -> item and row within it. Nearly always an item has one row.
@@ -142,7 +115,29 @@ __device__ __forceinline__ float finished(const GemmParams &p, const GemmSpan &s
     return value;
 }
 
-// Stores `COLUMNS` neighbouring values of a row of the result; two at once where `paired`.
+// Two neighbouring numbers, at an even place.
+template <class T> struct alignas(2 * sizeof(T)) Pair {
+    T first, second;
+};
+
+// Stores those of `COLUMNS` neighbouring values of a row that the matrix has; two at once where `paired`.
+template <class Out, int COLUMNS>
+__device__ __forceinline__ void store_columns(Out *to, bool paired, uint32_t left,
+                                              const float (&values)[COLUMNS]) {
+    if (COLUMNS == 2 && paired) {
+        *reinterpret_cast<Pair<Out> *>(to) =
+            Pair<Out>{from_float<Out>(values[0]), from_float<Out>(values[COLUMNS - 1])};
+        return;
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < COLUMNS; j++) {
+        if (j < left) {
+            to[j] = from_float<Out>(values[j]);
+        }
+    }
+}
+
+// Finishes and stores `COLUMNS` neighbouring values of a row of the result.
 template <class Out, int COLUMNS>
 __device__ __forceinline__ void finish(const GemmParams &p, const Place &place, bool paired,
                                        uint32_t row, uint32_t column, const float *sums) {
@@ -167,20 +162,7 @@ __device__ __forceinline__ void finish(const GemmParams &p, const Place &place, 
             }
         }
     }
-    if (COLUMNS == 2 && paired) {
-        struct alignas(2 * sizeof(Out)) Pair {
-            Out first, second;
-        };
-        *reinterpret_cast<Pair *>(to) =
-            Pair{from_float<Out>(values[0]), from_float<Out>(values[COLUMNS - 1])};
-        return;
-    }
-#pragma unroll
-    for (int j = 0; j < COLUMNS; j++) {
-        if (column + j < span.n) {
-            to[j] = from_float<Out>(values[j]);
-        }
-    }
+    store_columns<Out, COLUMNS>(to, paired, span.n - column, values);
 }
 
 // What becomes of the sums of a block: here they are stored. `begin` and `end` are reached by all
@@ -197,6 +179,72 @@ template <class Out> struct StoreSums {
     __device__ __forceinline__ void take(const Place &place, uint32_t row, uint32_t column,
                                          const float *sums) {
         finish<Out, COLUMNS>(p, place, paired, row, column, sums);
+    }
+    __device__ __forceinline__ void end(const Place &) {}
+};
+
+// Stores the sums as they are, and what of them passes the gate, as the next product reads it. Items have
+// one row; the gates of all of them have been stored by a launch before this one. The gate sees the number
+// that is stored, as gate_edges does (gate.cu), and makes the same bits.
+template <class Out, class Gated> struct StoreGated {
+    const GemmParams &p;
+    bool paired = false;
+
+    __device__ __forceinline__ void begin(const Place &place, uint32_t *) {
+        paired = ((p.out_stride | p.gated_stride | p.gate_values | p.gate_channels |
+                   place.span.out_offset | place.span.n) &
+                  1) == 0;
+    }
+    template <int COLUMNS>
+    __device__ __forceinline__ void take(const Place &place, uint32_t row, uint32_t column,
+                                         const float *sums) {
+        const GemmSpan &span = place.span;
+        if (row >= place.rows || column >= span.n) {
+            return;
+        }
+        const uint64_t item = place.item + row;
+        Out *const out = static_cast<Out *>(p.out) + item * p.out_stride;
+        Gated *const gated_out = static_cast<Gated *>(p.gated) + item * p.gated_stride;
+        const uint32_t at = span.out_offset - p.gate_values + column;
+        const uint32_t left = span.n - column;
+        float values[COLUMNS], gated_values[COLUMNS] = {};
+#pragma unroll
+        for (uint32_t j = 0; j < COLUMNS; j++) {
+            values[j] = sums[j];
+            if (span.bias_offset != GEMM_NO_BIAS && j < left) {
+                values[j] += p.bias[span.bias_offset + column + j];
+            }
+            values[j] = to_float(from_float<Out>(values[j]));
+        }
+        if (COLUMNS == 2 && paired) {
+            // Both have one edge row.
+            const uint32_t edge_row = at / p.gate_channels, channel = at % p.gate_channels;
+            const uint32_t degree = p.row_degree[edge_row];
+            Pair<Out> gates = {};
+            if (degree > 0) {
+                gates = *reinterpret_cast<const Pair<Out> *>(
+                    out + (degree - 1) * p.gate_channels + channel);
+            }
+            gated_values[0] = gated(degree, values[0], to_float(gates.first));
+            gated_values[COLUMNS - 1] =
+                gated(degree, values[COLUMNS - 1], to_float(gates.second));
+        } else {
+#pragma unroll
+            for (uint32_t j = 0; j < COLUMNS; j++) {
+                if (j < left) {
+                    const uint32_t edge_row = (at + j) / p.gate_channels;
+                    const uint32_t degree = p.row_degree[edge_row];
+                    const uint32_t channel = (at + j) % p.gate_channels;
+                    float gate = 0.0f;
+                    if (degree > 0) {
+                        gate = to_float(out[(degree - 1) * p.gate_channels + channel]);
+                    }
+                    gated_values[j] = gated(degree, values[j], gate);
+                }
+            }
+        }
+        store_columns<Out, COLUMNS>(out + span.out_offset + column, paired, left, values);
+        store_columns<Gated, COLUMNS>(gated_out + at, paired, left, gated_values);
     }
     __device__ __forceinline__ void end(const Place &) {}
 };
@@ -229,11 +277,7 @@ __device__ __forceinline__ void load_a(const GemmParams &p, const Place &place, 
         } else if constexpr (ALIGNED) {
             float value[PIECE] = {};
             if (inside) {
-                if constexpr (OPERAND == Operand::Gated) {
-                    gated_piece(p, item, at, value);
-                } else {
-                    load(item + at, value);
-                }
+                load(item + at, value);
             }
             store_piece<Kind>(to, value);
         } else {
@@ -241,11 +285,7 @@ __device__ __forceinline__ void load_a(const GemmParams &p, const Place &place, 
             for (int j = 0; j < PIECE; j++) {
                 float value = 0.0f;
                 if (inside && k + j < span.k) {
-                    if constexpr (OPERAND == Operand::Gated) {
-                        value = gated_at(p, item, at + j);
-                    } else {
-                        value = to_float(item[at + j]);
-                    }
+                    value = to_float(item[at + j]);
                 }
                 elements[j] = Kind::of(value);
             }
@@ -277,30 +317,18 @@ __device__ __forceinline__ void load_b(const Place &place, uint32_t *shared, uin
     }
 }
 
-// ------------------------------------------------------------------- tensor cores
+// ------------------------------------------------------------------- the loop over the summed index
 
-// WM x WN warps, each MT pieces of 16 rows by NT pieces of 8 columns.
-template <class Stored, int WM, int WN, int MT, int NT, int STAGES, bool ALIGNED, Operand OPERAND,
-          class Sums>
-__device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p, Sums finishing) {
-    using Kind = Fp16;
-    using Element = Kind::Element;
-    constexpr int BM = WM * MT * 16, BN = WN * NT * 8, THREADS = WM * WN * 32;
-    static_assert(NT % 2 == 0, "two pieces of columns are loaded at once");
-    [[maybe_unused]] constexpr int UNROLL = OPERAND == Operand::Ready ? 4 : 2;
+// Calls multiply(a, b) for every step of the summed index, with BM rows of `a` and BN of W in shared
+// memory; the copies of later steps are under way meanwhile.
+template <int BM, int BN, int THREADS, class Kind, class Stored, int STAGES, bool ALIGNED,
+          Operand OPERAND, class Multiply>
+__device__ __forceinline__ void for_each_step(const GemmParams &p, const Place &place,
+                                              uint32_t *shared, const Multiply &multiply) {
+    using Element = typename Kind::Element;
     constexpr int STAGE_WORDS = (BM + BN) * ROW_WORDS;
-    DYNAMIC_SHARED(uint32_t, shared);
-
-    Place place;
-    if (!find_place<BM, BN, Element>(p, place)) {
-        return;
-    }
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int warp_row = (warp / WN) * MT * 16, warp_column = (warp % WN) * NT * 8;
     const uint32_t words = (place.span.k + Kind::PER_WORD - 1) / Kind::PER_WORD;
     const int steps = (words + STEP_WORDS - 1) / STEP_WORDS;
-
-    float sums[MT][NT][4] = {};
     auto load = [&](int step) {
         if (step < steps) {
             uint32_t *stage = shared + (step % STAGES) * STAGE_WORDS;
@@ -320,28 +348,59 @@ __device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p, Sum
         // The stage that is filled now was used up in the step before, by all threads.
         load(step + STAGES - 1);
         const uint32_t *a = shared + (step % STAGES) * STAGE_WORDS;
-        const uint32_t *b = a + BM * ROW_WORDS;
-#pragma unroll UNROLL
-        for (int k = 0; k < STEP_WORDS; k += 8) {
-            uint32_t left[MT][4], right[NT / 2][4];
-            const uint32_t *rows[MT], *columns[NT / 2];
-#pragma unroll
-            for (int i = 0; i < MT; i++) {
-                // Matrices: rows 0-7 and 8-15 at words 0-3, then the same at words 4-7.
-                const int row = warp_row + 16 * i + lane % 16, word = k + 4 * (lane / 16);
-                rows[i] = a + row * ROW_WORDS + word;
-            }
-#pragma unroll
-            for (int j = 0; j < NT / 2; j++) {
-                // Matrices: columns 0-7 at words 0-3 and 4-7, then columns 8-15.
-                const int row = warp_column + 16 * j + lane % 8 + 8 * (lane / 16);
-                columns[j] = b + row * ROW_WORDS + k + 4 * (lane / 8 % 2);
-            }
-            load_matrices(left, rows);
-            load_matrices(right, columns);
-            multiply_add(sums, left, right);
-        }
+        multiply(a, a + BM * ROW_WORDS);
     }
+}
+
+// ------------------------------------------------------------------- tensor cores
+
+// WM x WN warps, each MT pieces of 16 rows by NT pieces of 8 columns.
+template <class Stored, int WM, int WN, int MT, int NT, int STAGES, bool ALIGNED, Operand OPERAND,
+          class Sums>
+__device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p, Sums finishing) {
+    constexpr int BM = WM * MT * 16, BN = WN * NT * 8, THREADS = WM * WN * 32;
+    static_assert(NT % 2 == 0, "two pieces of columns are loaded at once");
+    [[maybe_unused]] constexpr int UNROLL = OPERAND == Operand::Ready ? 4 : 2;
+    DYNAMIC_SHARED(uint32_t, shared);
+
+    Place place;
+    if (!find_place<BM, BN, Fp16::Element>(p, place)) {
+        return;
+    }
+    // Neighbouring warps, which different units of a multiprocessor run, share columns: where the
+    // last columns of a tile are none of the matrix, every unit is left with as much work.
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int warp_row = (warp % WM) * MT * 16, warp_column = (warp / WM) * NT * 8;
+    const bool busy =
+        place.row + warp_row < place.rows && place.column + warp_column < place.span.n;
+
+    float sums[MT][NT][4] = {};
+    for_each_step<BM, BN, THREADS, Fp16, Stored, STAGES, ALIGNED, OPERAND>(
+        p, place, shared, [&](const uint32_t *a, const uint32_t *b) {
+            if (!busy) {
+                return;
+            }
+#pragma unroll UNROLL
+            for (int k = 0; k < STEP_WORDS; k += 8) {
+                uint32_t left[MT][4], right[NT / 2][4];
+                const uint32_t *rows[MT], *columns[NT / 2];
+#pragma unroll
+                for (int i = 0; i < MT; i++) {
+                    // Matrices: rows 0-7 and 8-15 at words 0-3, then the same at words 4-7.
+                    const int row = warp_row + 16 * i + lane % 16, word = k + 4 * (lane / 16);
+                    rows[i] = a + row * ROW_WORDS + word;
+                }
+#pragma unroll
+                for (int j = 0; j < NT / 2; j++) {
+                    // Matrices: columns 0-7 at words 0-3 and 4-7, then columns 8-15.
+                    const int row = warp_column + 16 * j + lane % 8 + 8 * (lane / 16);
+                    columns[j] = b + row * ROW_WORDS + k + 4 * (lane / 8 % 2);
+                }
+                load_matrices(left, rows);
+                load_matrices(right, columns);
+                multiply_add(sums, left, right);
+            }
+        });
     finishing.begin(place, shared);
 #pragma unroll
     for (int i = 0; i < MT; i++) {
@@ -362,10 +421,9 @@ __device__ __forceinline__ void product_on_tensor_cores(const GemmParams &p, Sum
 // ------------------------------------------------------------------- IEEE f32
 
 // 16 x 16 threads, each MR x NR results at distances of 16.
-template <int MR, int NR, int STAGES, bool ALIGNED, Operand OPERAND, class Sums>
+template <int MR, int NR, int STAGES, bool ALIGNED, class Sums>
 __device__ __forceinline__ void product_in_f32(const GemmParams &p, Sums finishing) {
     constexpr int BM = 16 * MR, BN = 16 * NR, THREADS = 256;
-    constexpr int STAGE_WORDS = (BM + BN) * ROW_WORDS;
     DYNAMIC_SHARED(uint32_t, shared);
 
     Place place;
@@ -373,52 +431,36 @@ __device__ __forceinline__ void product_in_f32(const GemmParams &p, Sums finishi
         return;
     }
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-    const int steps = (place.span.k + STEP_WORDS - 1) / STEP_WORDS;
     float sums[MR][NR] = {};
-    auto load = [&](int step) {
-        if (step < steps) {
-            uint32_t *stage = shared + (step % STAGES) * STAGE_WORDS;
-            load_a<BM, THREADS, Exact, float, ALIGNED, OPERAND>(p, place, stage,
-                                                                step * STEP_WORDS);
-            load_b<BN, THREADS, float, ALIGNED>(place, stage + BM * ROW_WORDS, step * STEP_WORDS);
-        }
-        copy_async_commit();
-    };
-    for (int step = 0; step < STAGES - 1; step++) {
-        load(step);
-    }
-    for (int step = 0; step < steps; step++) {
-        copy_async_wait<STAGES - 2>();
-        __syncthreads();
-        load(step + STAGES - 1);
-        const uint32_t *words = shared + (step % STAGES) * STAGE_WORDS;
-        const float *a = reinterpret_cast<const float *>(words);
-        const float *b = a + BM * ROW_WORDS;
+    for_each_step<BM, BN, THREADS, Exact, float, STAGES, ALIGNED, Operand::Ready>(
+        p, place, shared, [&](const uint32_t *left_words, const uint32_t *right_words) {
+            const float *a = reinterpret_cast<const float *>(left_words);
+            const float *b = reinterpret_cast<const float *>(right_words);
 #pragma unroll 2
-        for (int k = 0; k < STEP_WORDS; k += 4) {
-            float4 left[MR], right[NR];
+            for (int k = 0; k < STEP_WORDS; k += 4) {
+                float4 left[MR], right[NR];
 #pragma unroll
-            for (int i = 0; i < MR; i++) {
-                left[i] = *reinterpret_cast<const float4 *>(a + (ty + 16 * i) * ROW_WORDS + k);
-            }
-#pragma unroll
-            for (int j = 0; j < NR; j++) {
-                right[j] = *reinterpret_cast<const float4 *>(b + (tx + 16 * j) * ROW_WORDS + k);
-            }
-#pragma unroll
-            for (int i = 0; i < MR; i++) {
+                for (int i = 0; i < MR; i++) {
+                    left[i] = *reinterpret_cast<const float4 *>(a + (ty + 16 * i) * ROW_WORDS + k);
+                }
 #pragma unroll
                 for (int j = 0; j < NR; j++) {
-                    float sum = sums[i][j];
-                    sum = fmaf(left[i].x, right[j].x, sum);
-                    sum = fmaf(left[i].y, right[j].y, sum);
-                    sum = fmaf(left[i].z, right[j].z, sum);
-                    sum = fmaf(left[i].w, right[j].w, sum);
-                    sums[i][j] = sum;
+                    right[j] = *reinterpret_cast<const float4 *>(b + (tx + 16 * j) * ROW_WORDS + k);
+                }
+#pragma unroll
+                for (int i = 0; i < MR; i++) {
+#pragma unroll
+                    for (int j = 0; j < NR; j++) {
+                        float sum = sums[i][j];
+                        sum = fmaf(left[i].x, right[j].x, sum);
+                        sum = fmaf(left[i].y, right[j].y, sum);
+                        sum = fmaf(left[i].z, right[j].z, sum);
+                        sum = fmaf(left[i].w, right[j].w, sum);
+                        sums[i][j] = sum;
+                    }
                 }
             }
-        }
-    }
+        });
     finishing.begin(place, shared);
 #pragma unroll
     for (int i = 0; i < MR; i++) {

@@ -63,11 +63,15 @@ struct GemmParams {
     uint64_t residual_stride;
     uint32_t flags;
     uint32_t spans;
-    // Gated loader: a is [gates | rows]; channels H of a row, number of gate values.
+    // Where the result passes the gate too: `out` is [gates | rows] of an item, whose gates have been
+    // stored before; channels H of a row, number of gates.
     uint32_t gate_channels;
     uint32_t gate_values;
-    // Degree of each edge row (gated loader), `[rows]`.
+    // Degree of each row, `[rows]`.
     const uint32_t *row_degree;
+    // The gated rows, Operand, written.
+    void *gated;
+    uint64_t gated_stride;
     GemmSpan span[GEMM_MAX_SPANS];
 };
 

@@ -99,12 +99,16 @@ inline void load_matrices(uint32_t (&words)[COUNT][4], const uint32_t *const (&r
     }
 }
 
-inline float product_of_words(uint32_t a, uint32_t b, float sum) {
-    __half x[2], y[2];
-    std::memcpy(x, &a, 4);
-    std::memcpy(y, &b, 4);
-    return sum + __half2float(x[0]) * __half2float(y[0]) +
-           __half2float(x[1]) * __half2float(y[1]);
+// A row or a column of a piece, 16 numbers in the order of the summed index: those of the words
+// t and t + 4 of its four lanes.
+template <class Lane> inline void take_numbers(float (&numbers)[16], const Lane &word) {
+    for (int k = 0; k < 8; k++) {
+        const uint32_t both = word(k % 4, k / 4);
+        __half halves[2];
+        std::memcpy(halves, &both, 4);
+        numbers[2 * k] = __half2float(halves[0]);
+        numbers[2 * k + 1] = __half2float(halves[1]);
+    }
 }
 
 // All pieces at once, so that the lanes meet once.
@@ -119,17 +123,25 @@ inline void multiply_add(float (&c)[MT][NT][4], const uint32_t (&a)[MT][4],
     std::memcpy(mine.b, b, sizeof b);
     const auto *lanes = static_cast<const Fragments *>(warp_deposit(&mine, sizeof mine));
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    float rows[2][16], columns[NT][2][16];
+    for (int j = 0; j < NT; j++) {
+        for (int n = 0; n < 2; n++) {
+            take_numbers(columns[j][n], [&](int at, int half) {
+                return lanes[4 * (2 * t + n) + at].b[j / 2][2 * (j % 2) + half];
+            });
+        }
+    }
     for (int i = 0; i < MT; i++) {
+        for (int n = 0; n < 2; n++) {
+            take_numbers(rows[n], [&](int at, int half) {
+                return lanes[4 * g + at].a[i][n + 2 * half];
+            });
+        }
         for (int j = 0; j < NT; j++) {
             for (int n = 0; n < 4; n++) {
-                const int half = n / 2, column = 2 * t + n % 2;
+                const float *row = rows[n / 2], *column = columns[j][n % 2];
                 float sum = c[i][j][n];
-                for (int k = 0; k < 8; k++) {
-                    const uint32_t left = lanes[4 * g + k % 4].a[i][half + 2 * (k / 4)];
-                    const uint32_t right =
-                        lanes[4 * column + k % 4].b[j / 2][2 * (j % 2) + k / 4];
-                    sum = product_of_words(left, right, sum);
-                }
+                for (int k = 0; k < 16; k++) sum = sum + row[k] * column[k];
                 c[i][j][n] = sum;
             }
         }

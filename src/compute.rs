@@ -251,13 +251,7 @@ fn cuda_backend(
     device: Arc<dyn CudaDevice>,
     precision: Precision,
 ) -> Made {
-    let precision = match precision {
-        Precision::F32 => cuda::Precision::F32,
-        Precision::Tf32 => cuda::Precision::Tf32,
-        Precision::F16 => cuda::Precision::F16,
-        Precision::F64 => return Err("f64 is computed on the CPU only".into()),
-    };
-    let options = cuda::Options::new(precision, 4 << 30);
+    let options = cuda::Options::new(precision.on_cuda()?, 4 << 30);
     match CudaBackend::new(program, weights, device, options) {
         Ok(backend) => Ok(Some(Box::new(backend))),
         Err(CudaError::Unsupported(_)) => Ok(None),
@@ -338,7 +332,9 @@ pub fn selfcheck(config: &SelfcheckConfig) -> Result<(), String> {
     let reference =
         UmaPotential::on_cpu(checkpoint.clone(), exact).map_err(|error| error.to_string())?;
     let tasks: Vec<&str> = checkpoint.config.task_names().collect();
-    let mut systems = selfcheck::systems(&tasks);
+    // Kernels on the host are slow: one cell, which atoms see through its images.
+    let cells = if config.emulated { 1 } else { 2 };
+    let mut systems = selfcheck::systems(&tasks, cells);
     systems.retain(|(_, system)| reference.check(system).is_ok());
     println!("{}:", checkpoint.config.name);
     let of_model = selfcheck::model(&potential, &reference, precision, &systems)?;

@@ -2,11 +2,12 @@
 //! the memory, operation by operation, and the launches. It says where time can be won, and
 //! whether a measured time is as it should be.
 //!
-//! A second count adds what the products read from the second-level cache: a tile of 128 x 128 reads
-//! both its operands from there, so that every operand is read once for each tile that it meets.
+//! A second count adds what the products read from the second-level cache: a tile of 128 x 128, or 128 x
+//! 256 where the kernels have that, reads both its operands from there, so that every operand is read once
+//! for each tile that it meets.
 
 use std::fmt::Write;
-use umaserve::backend::cuda::{self, EdgeNumbers};
+use umaserve::backend::cuda::{EdgeNumbers, Number};
 use umaserve::nn::{Op, Program, So2Weights};
 use umaserve::potential::uma::Precision;
 
@@ -18,10 +19,14 @@ const F32_PER_SECOND: f64 = 67e12;
 const BYTES_PER_SECOND: f64 = 3.0e12;
 /// From the second-level cache (an assumption: measurements of others lie around it).
 const CACHE_BYTES_PER_SECOND: f64 = 5.5e12;
-/// Rows and columns of a tile.
+/// Rows of a tile, columns of an ordinary one and of a wide one.
 const TILE: f64 = 128.0;
-/// From the end of one kernel of a graph to the first work of the next.
+const WIDE_TILE: f64 = 256.0;
+/// From the end of one kernel of a graph to the first work of the next (an assumption).
 const LAUNCH_SECONDS: f64 = 1.5e-6;
+/// What a kernel takes that has next to nothing to do: a few reads, each of which waits for the one before
+/// it (an assumption).
+const SHORTEST_SECONDS: f64 = 2.5e-6;
 
 /// Of a batch.
 #[derive(Clone, Copy)]
@@ -79,6 +84,7 @@ fn launch(rate: f64, chunks: f64, count: f64, work: Work) -> Cost {
     let arithmetic = 2.0 * (work.macs / rate + work.plain_macs / F32_PER_SECOND);
     let waiting = chunks * LAUNCH_SECONDS;
     let seconds = count * arithmetic.max(work.bytes / BYTES_PER_SECOND);
+    let seconds = seconds.max(chunks * SHORTEST_SECONDS);
     Cost {
         flop: 2.0 * count * (work.macs + work.plain_macs),
         bytes: count * work.bytes,
@@ -89,9 +95,17 @@ fn launch(rate: f64, chunks: f64, count: f64, work: Work) -> Cost {
 }
 
 /// Reads of a product from the second-level cache: rows of `k` numbers of `bytes` each once for every
-/// tile of columns, the matrix once for every tile of rows.
-fn cached(k: f64, n: f64, bytes: f64, operand: f64) -> f64 {
-    k * (n / TILE).ceil() * bytes + k * n * operand / TILE
+/// tile of `columns`, the matrix once for every tile of rows.
+fn cached(k: f64, n: f64, bytes: f64, operand: f64, columns: f64) -> f64 {
+    k * (n / columns).ceil() * bytes + k * n * operand / TILE
+}
+
+/// Columns of the tiles of an SO(2) map whose operands lie ready.
+fn columns(outputs: impl Iterator<Item = f64>, operand: f64) -> f64 {
+    match operand == 2.0 && outputs.fold(f64::INFINITY, f64::min) >= WIDE_TILE {
+        true => WIDE_TILE,
+        false => TILE,
+    }
 }
 
 /// The blocks (k, n) of an SO(2) map.
@@ -141,7 +155,7 @@ fn costs(program: &Program, rates: &Rates, size: Size) -> Vec<(&'static str, [Co
     let product = |k: f64, n: f64, read: f64, bytes: f64| Work {
         macs: k * n,
         bytes,
-        cached: cached(k, n, read, o),
+        cached: cached(k, n, read, o, TILE),
         ..Work::default()
     };
     let none = Cost::default;
@@ -208,35 +222,55 @@ fn costs(program: &Program, rates: &Rates, size: Size) -> Vec<(&'static str, [Co
                 )
             }
             Op::So2Linear {
-                x, weights, out, ..
+                x,
+                weights,
+                gates,
+                out,
+                ..
             } => {
-                let gate = program.ops[..i].iter().rev().find_map(|op| match op {
-                    Op::GateEdges { x: gated, out, .. } if out == x => Some(*gated),
-                    _ => None,
-                });
-                // Through the gate: a value and its gate for every operand.
-                let (read, input) = match gate {
-                    Some(gated) => (2.0 * v, width(gated) * v),
-                    None => (o, width(*x) * o),
-                };
                 let blocks = blocks(program, weights);
                 let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
                     blocks.iter().map(|&(k, n)| f(k, n)).sum()
                 };
+                let across = columns(blocks.iter().map(|b| b.1), o);
+                let back = columns(blocks.iter().map(|b| b.0), o);
                 let macs = sum(&|k, n| k * n);
-                let forward = Work {
+                let work = |macs: f64, bytes: f64, cached: f64| Work {
                     macs,
-                    bytes: input + width(*out) * v,
-                    cached: sum(&|k, n| cached(k, n, read, o)),
+                    bytes,
+                    cached,
                     ..Work::default()
                 };
-                let backward = Work {
-                    macs,
-                    bytes: width(*out) * o + width(*x) * v,
-                    cached: sum(&|k, n| cached(n, k, o, o)),
-                    ..Work::default()
+                // What passes the gate is made after the gates, and stored for the next product too.
+                let gated = program.ops.get(i + 1).and_then(|op| match op {
+                    Op::GateEdges { x, out: rows, .. } if x == out => Some(width(*rows)),
+                    _ => None,
+                });
+                let read = width(*x) * o;
+                let forward = match gated {
+                    None => vec![edge(work(
+                        macs,
+                        read + width(*out) * v,
+                        sum(&|k, n| cached(k, n, o, o, across)),
+                    ))],
+                    Some(gated) => {
+                        let (k, gates) = (blocks[0].0, *gates as f64);
+                        let of_gates =
+                            work(k * gates, k * o + gates * v, cached(k, gates, o, o, across));
+                        let mut rows = blocks.clone();
+                        rows[0].1 -= gates;
+                        let reads = rows.iter().map(|&(k, n)| cached(k, n, o, o, across));
+                        let bytes = read + gates * v + gated * (v + o);
+                        let of_rows = work(macs - k * gates, bytes, reads.sum());
+                        vec![edge(of_gates), edge(of_rows)]
+                    }
                 };
-                ("SO(2) maps", [edge(forward), edge(backward), none()])
+                let backward = work(
+                    macs,
+                    width(*out) * o + width(*x) * v,
+                    sum(&|k, n| cached(n, k, o, o, back)),
+                );
+                ("SO(2) maps", [all(&forward), edge(backward), none()])
             }
             Op::GateEdges { x, out, .. } => {
                 let backward = moved(width(*x) * (v + o) + width(*out) * v);
@@ -295,12 +329,11 @@ pub fn table(
     size: Size,
     bytes: [usize; 4],
 ) -> String {
-    let (of_backend, edges) = match precision {
-        Precision::F16 => (cuda::Precision::F16, F16_PER_SECOND),
-        Precision::Tf32 => (cuda::Precision::Tf32, F16_PER_SECOND),
-        Precision::F32 | Precision::F64 => (cuda::Precision::F32, F32_PER_SECOND),
+    let numbers = EdgeNumbers::of(precision.on_cuda().expect("a number type of a device"));
+    let edges = match numbers.operands {
+        Number::F16 => F16_PER_SECOND,
+        Number::F32 => F32_PER_SECOND,
     };
-    let numbers = EdgeNumbers::of(of_backend);
     let rates = Rates {
         edges,
         atoms: F32_PER_SECOND,

@@ -319,6 +319,16 @@ void explain_deadlock() {
     block.error += more;
 }
 
+// Two lanes of a warp that meet in a collective.
+void must_agree(const Fiber& one, const Fiber& other) {
+    if (other.mask == one.mask && other.line == one.line && other.file == one.file &&
+        other.bytes == one.bytes) {
+        return;
+    }
+    fail("%s:%d (mask %#x, %zu bytes) meets %s:%d (mask %#x, %zu bytes) in one warp", one.file,
+         one.line, one.mask, one.bytes, other.file, other.line, other.mask, other.bytes);
+}
+
 }  // namespace
 
 void fail(const char* format, ...) {
@@ -373,22 +383,19 @@ const void* deposit(unsigned mask, const void* data, size_t bytes, const char* f
     if (me->held >= 0) warp.deposits[me->held].readers &= ~bit;
     me->held = -1;
     Fiber* lanes = &block.fibers[me->thread.warp * 32];
-    for (unsigned others = mask & warp.waiting; others != 0; others &= others - 1) {
-        const Fiber& other = lanes[__builtin_ctz(others)];
-        if (other.mask != mask || other.line != line || other.file != file ||
-            other.bytes != bytes) {
-            fail("%s:%d (mask %#x, %zu bytes) meets %s:%d (mask %#x, %zu bytes) in one warp", file,
-                 line, mask, bytes, other.file, other.line, other.mask, other.bytes);
-        }
-    }
     me->file = file;
     me->line = line;
     me->mask = mask;
     me->brought = data;
     me->bytes = bytes;
+    // One here, so that what can never complete is told as what it is; all when it completes.
+    if (const unsigned others = mask & warp.waiting) must_agree(*me, lanes[__builtin_ctz(others)]);
     warp.waiting |= bit;
     me->state = State::InCollective;
     if ((warp.waiting & mask) == mask) {
+        for (unsigned others = mask; others != 0; others &= others - 1) {
+            must_agree(*me, lanes[__builtin_ctz(others)]);
+        }
         size_t place = 0;
         while (place < warp.deposits.size() && warp.deposits[place].readers != 0) ++place;
         if (place == warp.deposits.size()) warp.deposits.emplace_back();

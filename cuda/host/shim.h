@@ -13,6 +13,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 // ------------------------------------------------------------------------------- vector types
 
 #define VECTOR_TYPES(BASE, NAME, A2, A4) \
@@ -310,6 +314,10 @@ inline double max(double x, double y) { return fmax(x, y); }
 namespace host {
 
 // IEEE binary16, round to nearest even.
+#if defined(__F16C__)
+inline uint16_t half_bits(float value) { return uint16_t(_cvtss_sh(value, 0)); }
+inline float half_value(uint16_t bits) { return _cvtsh_ss(bits); }
+#else
 inline uint16_t half_bits(float value) {
     const uint32_t bits = host_bits<uint32_t>(value), sign = bits >> 16 & 0x8000;
     const uint32_t magnitude = bits & 0x7fffffff;
@@ -336,6 +344,7 @@ inline float half_value(uint16_t bits) {
     }
     return host_bits<float>(sign | ((magnitude << 13) + 0x38000000));
 }
+#endif
 
 }  // namespace host
 

@@ -264,8 +264,9 @@ pub fn quick(precision: Precision, make: Make) -> Result<(), String> {
     }
 }
 
-/// Small systems for the tasks of a model: molecules, a charged radical, crystals off equilibrium.
-pub fn systems(tasks: &[&str]) -> Vec<(String, System)> {
+/// Small systems for the tasks of a model: molecules, a charged radical, crystals off equilibrium of
+/// `cells` conventional cells along each axis.
+pub fn systems(tasks: &[&str], cells: usize) -> Vec<(String, System)> {
     let mut found = Vec::new();
     for &task in tasks {
         if matches!(task, "omol" | "omc") {
@@ -278,9 +279,10 @@ pub fn systems(tasks: &[&str]) -> Vec<(String, System)> {
         } else {
             found.push((
                 format!("{task}: silicon"),
-                crystal(task, 14, 5.43, &DIAMOND, 2),
+                crystal(task, 14, 5.43, &DIAMOND, cells),
             ));
-            found.push((format!("{task}: copper"), crystal(task, 29, 3.61, &FCC, 2)));
+            let copper = crystal(task, 29, 3.61, &FCC, cells);
+            found.push((format!("{task}: copper"), copper));
         }
     }
     found

@@ -39,11 +39,11 @@ impl Entry {
     }
 }
 
-/// A file of `tests/data`.
+/// A file of `tests/data`, or of `UMASERVE_TEST_DATA` where the tests run without their sources.
 pub fn data(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name)
+    let there = std::env::var_os("UMASERVE_TEST_DATA").map(PathBuf::from);
+    let here = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    there.unwrap_or_else(here).join(name)
 }
 
 pub fn json<T: for<'a> Deserialize<'a>>(name: &str) -> T {

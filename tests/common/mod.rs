@@ -4,6 +4,8 @@
 #![allow(dead_code)] // Each test binary uses its own part.
 
 pub mod conformance;
+#[cfg(feature = "host-kernels")]
+pub mod device;
 pub mod goldens;
 pub mod jobs;
 pub mod viewer;

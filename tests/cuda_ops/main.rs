@@ -1,18 +1,23 @@
-//! Every CUDA kernel on atoms and edges, compiled for the host, against plain loops in f64; and its
-//! bits in other batches, chunks and orders of threads.
+//! Every CUDA kernel on atoms and edges, compiled for the host or on a GPU (`common/device.rs`), against
+//! plain loops in f64; and its bits in other batches, chunks and orders of threads.
 #![cfg(feature = "host-kernels")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod gather_gemm;
+mod gemm;
 mod geometry;
 mod node;
 mod radial;
 mod rotate;
 
+use common::device::device_with;
 use half::f16;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use std::sync::Arc;
 use umaserve::backend::cuda::device::Device;
-use umaserve::backend::cuda::host::{HostDevice, ThreadOrder};
+use umaserve::backend::cuda::host::ThreadOrder;
 use umaserve::backend::cuda::params::{Chunk, DevicePtr, Params};
 use umaserve::backend::cuda::shapes::{Launch, Shapes};
 use umaserve::backend::cuda::{EdgeNumbers, Number, Precision};
@@ -220,7 +225,7 @@ impl Batch {
 /// A device, the launches of a program of one operation of each kind, and the number types of edge
 /// values.
 struct Bench {
-    device: HostDevice,
+    device: Arc<dyn Device>,
     shapes: Shapes,
     layout: Layout,
     channels: usize,
@@ -256,7 +261,7 @@ impl Bench {
             atom_energy: x,
         };
         Bench {
-            device: HostDevice::new(order),
+            device: device_with(order),
             shapes: Shapes::new(&program, precision),
             layout,
             channels,
@@ -266,7 +271,7 @@ impl Bench {
     }
 
     fn device(&self) -> &dyn Device {
-        &self.device
+        &*self.device
     }
 
     fn put<T: bytemuck::NoUninit>(&self, values: &[T]) -> DevicePtr {

@@ -1,9 +1,9 @@
-//! The CUDA kernels, compiled for the host, against the CPU backend in f64.
+//! The CUDA kernels, compiled for the host or on a GPU, against the CPU backend in f64.
 
+use crate::common::device::device;
 use std::sync::Arc;
 use umaserve::backend::NetworkOutput;
 use umaserve::backend::cuda::device::Device;
-use umaserve::backend::cuda::host::HostDevice;
 use umaserve::backend::cuda::{CudaBackend, CudaError, Options, Precision, evaluation_bytes};
 use umaserve::nn::{Op, Program};
 use umaserve::selfcheck::programs::{Case, RandomWeights, run};
@@ -46,7 +46,7 @@ pub fn compare(
     cases: &[Case],
     expected: &[NetworkOutput],
 ) {
-    let device: Arc<dyn Device> = Arc::new(HostDevice::default());
+    let device = device();
     let gate = |op: &Op| matches!(op, Op::GateEdges { .. });
     let thorough = program.ops.iter().any(gate);
     let precisions = match thorough {
@@ -111,7 +111,7 @@ pub fn compare(
 /// Keeping nothing and replaying a graph change no bits either; a batch that is too large is
 /// refused with the numbers.
 pub fn compare_modes(program: &Arc<Program>, weights: &Arc<RandomWeights>, cases: &[Case]) {
-    let device: Arc<dyn Device> = Arc::new(HostDevice::default());
+    let device = device();
     for precision in [Precision::F32, Precision::Tf32, Precision::F16] {
         let options = Options::new(precision, 8 << 30);
         let cuda = backend(program, weights, &device, options).unwrap();

@@ -8,6 +8,9 @@
 //! compositions only.
 
 #[cfg(feature = "host-kernels")]
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(feature = "host-kernels")]
 mod cuda;
 
 use rand_chacha::ChaCha8Rng;

@@ -12,14 +12,16 @@ import os
 import re
 import sys
 
+# Name in the bench, title, aim on an H100 (ms), what others have published, system of fairchem's bench.
 CASES = [
-    ("si-1000", "1,000 Si", 8.0, ("silicon", 1000)),
-    ("cu-1000", "1,000 Cu", 12.0, None),
-    ("cu-864", "864 Cu", None, ("copper", 864)),
-    ("si-150", "150 Si", 1.5, ("silicon", 150)),
-    ("molecules-25", "25 different molecules, 1,446 atoms", 15.0, None),
-    ("molecules-64", "64 molecules", None, None),
-    ("ethanol", "ethanol, 9 atoms", 0.8, None),
+    ("si-1000", "1,000 Si", 8.0, "Nitro 14.4 ms (H200)", ("silicon", 1000)),
+    ("cu-1000", "1,000 Cu", 12.0, "fairchem 16.8 ms", None),
+    ("cu-864", "864 Cu", None, "", ("copper", 864)),
+    ("si-150", "150 Si", 1.5, "Nitro 2.6 ms", None),
+    ("si-216", "216 Si", None, "", ("silicon", 216)),
+    ("molecules-25", "25 different molecules, 1,446 atoms", 15.0, "TorchSim + fairchem 260 ms", None),
+    ("molecules-64", "64 molecules", None, "", None),
+    ("ethanol", "ethanol, 9 atoms", 0.8, "", None),
 ]
 MISSING = "not measured"
 
@@ -67,23 +69,35 @@ def nearest(found, wanted):
 def main():
     out = sys.argv[1]
     rows, others = ours(out, "bench*.log"), peer(out)
-    print("| case | type | edges | ms | Medges/s | % of peak | peak MiB | aim | fairchem, same run |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for case, title, aim, like in CASES:
+    print("| case | type | edges | ms | Medges/s | % of peak | peak MiB | aim | published | fairchem, same run |")
+    print("|" + 10 * " --- |")
+
+    def line(title, kind, row, aim, published="", beside=""):
+        cells = [row[3], row[5], row[7], row[9], row[10]] if row else ["", MISSING, "", "", ""]
+        print("|", " | ".join([title, kind, *cells, aim, published, beside]), "|")
+
+    for case, title, aim, published, like in CASES:
         for kind in ("tf32", "f16", "f32"):
-            row = rows.get((case, kind))
-            cells = [row[3], row[5], row[7], row[9], row[10]] if row else [MISSING] + 4 * [""]
-            beside = nearest(others, like) if kind == "tf32" else ""
-            print("|", " | ".join([title, kind, *cells, f"{aim} ms" if aim else "", beside]), "|")
-    for (case, kind), row in ours(out, "memory.log").items():
-        print("|", " | ".join(["1,000 Cu in little memory", kind, row[3], row[5], row[7], row[9],
-                                row[10], "2,048 MiB", ""]), "|")
-    for (case, kind), row in ours(out, "largest*.log").items():
-        print("|", " | ".join([f"largest Si cell that fits, {row[2]} atoms", kind, row[3], row[5],
-                                row[7], row[9], row[10], "30,000 atoms", ""]), "|")
-    drift = [line.strip() for line in lines(out, "nve*.log") if "drift" in line]
-    print("\nEnergy drift at constant energy:\n")
-    print("\n".join(f"    {line}" for line in drift) if drift else f"    {MISSING}")
+            texts = (published, nearest(others, like)) if kind == "tf32" else ()
+            line(title, kind, rows.get((case, kind)), f"{aim} ms" if aim else "", *texts)
+    memory = ours(out, "memory.log") or {("cu-1000", "tf32"): None}
+    for (_, kind), row in memory.items():
+        line("1,000 Cu in little memory", kind, row, "2,048 MiB", "8.4 GiB")
+    largest = ours(out, "largest*.log") or {("largest", "tf32"): None}
+    for (_, kind), row in largest.items():
+        atoms = f", {int(row[2]):,} atoms" if row else ""
+        line("largest Si cell in 72,000 MiB" + atoms, kind, row, "30,000 atoms", "Nitro 15,000 atoms")
+    print("\n| energy at constant energy | type | steps | drift, eV/atom/ns | last error, eV/atom | ms/step |")
+    print("|" + 6 * " --- |")
+    number = r"(-?[\d.]+(?:e-?\d+)?|NaN|inf|-inf)"
+    pattern = re.compile(
+        rf"(\S+) +(\S+) +(\d+) atoms +(\d+) steps +drift +{number} eV/atom/ns +last error +{number} eV/atom +{number} ms/step"
+    )
+    drifts = [match.groups() for match in map(pattern.search, lines(out, "nve*.log")) if match]
+    for kind, case, atoms, steps, drift, last, ms in drifts:
+        print(f"| {case}, {atoms} atoms | {kind} | {int(steps):,} | {drift} | {last} | {ms} |")
+    if not drifts:
+        print(f"| ethanol; 128 Si | f32, tf32 | 10,000 | {MISSING} | | |")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ impl Arithmetic {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Size {
+    Wide,
     Large,
     Small,
     Odd,
@@ -59,6 +60,7 @@ impl Size {
     /// Rows and columns of a block of threads.
     fn tile(self) -> (u32, u32) {
         match self {
+            Size::Wide => (128, 256),
             Size::Large => (128, 128),
             Size::Small | Size::Odd => (32, 64),
         }
@@ -72,7 +74,7 @@ impl Size {
 
     fn stages(self) -> u32 {
         match self {
-            Size::Large => 3,
+            Size::Wide | Size::Large => 3,
             Size::Small => 4,
             Size::Odd => 2,
         }
@@ -84,7 +86,7 @@ impl Size {
 pub enum Beside {
     /// Nothing.
     Nothing,
-    /// The operand passes the gate while it is read.
+    /// The result passes the gate too.
     Gate,
     /// The result scales gathered and rotated rows: parameters are those of `GatherGemmParams`.
     Gather,
@@ -101,7 +103,8 @@ pub struct GemmLaunch {
     pub params: GemmParams,
 }
 
-/// Blocks of threads that keep a large device busy: below, smaller tiles are quicker.
+/// Blocks of threads that keep a large device busy, two of them on a multiprocessor: below, smaller tiles
+/// are quicker.
 const BUSY_BLOCKS: usize = 264;
 
 /// Lays a product over the grid. `tiles`: most tiles of the batch; `shared_bytes`: what a block may have on the
@@ -122,18 +125,24 @@ pub fn launch(
     let aligned = whole(params.a_stride)
         && spans
             .iter()
-            .all(|s| whole(s.a_offset.into()) && whole(s.k.into()) && whole(s.weight_offset))
-        && (beside != Beside::Gate
-            || whole(params.gate_channels.into()) && whole(params.gate_values.into()));
+            .all(|s| whole(s.a_offset.into()) && whole(s.k.into()) && whole(s.weight_offset));
     let blocks = |size: Size| -> usize {
         spans.iter().map(|s| blocks_of(s, size)).sum::<u32>() as usize * tiles
     };
+    let tensor = arithmetic != Arithmetic::F32;
+    // One wide block has a multiprocessor for itself.
+    let wide = matches!(arithmetic, Arithmetic::F16 | Arithmetic::F16ToF32)
+        && beside != Beside::Gather
+        && spans.iter().all(|s| s.n >= 256)
+        && blocks(Size::Wide) >= BUSY_BLOCKS / 2;
+    let large = blocks(Size::Large) >= BUSY_BLOCKS && !(tensor && beside == Beside::Gate);
+    // Consumer GPUs have less shared memory.
+    let has_room = |size: Size| size.shared_bytes() <= shared_bytes;
     let size = match aligned {
         false => Size::Odd,
-        true if blocks(Size::Large) < BUSY_BLOCKS => Size::Small,
-        // Consumer GPUs have less of it.
-        true if Size::Large.shared_bytes() > shared_bytes => Size::Small,
-        true => Size::Large,
+        true if wide && has_room(Size::Wide) => Size::Wide,
+        true if large && has_room(Size::Large) => Size::Large,
+        true => Size::Small,
     };
     let (_, columns) = size.tile();
     let mut first = 0;
@@ -147,7 +156,7 @@ pub fn launch(
     }
     params.spans = spans.len() as u32;
     let block = match (arithmetic, size) {
-        (Arithmetic::F32, _) | (_, Size::Large) => 256,
+        (Arithmetic::F32, _) | (_, Size::Wide | Size::Large) => 256,
         _ => 128,
     };
     GemmLaunch {
@@ -167,9 +176,11 @@ fn blocks_of(span: &GemmSpan, size: Size) -> u32 {
 }
 
 fn kernel(arithmetic: Arithmetic, size: Size, beside: Beside) -> &'static str {
+    // That a size has no kernel is excluded where it is chosen; the test of the products launches all.
     macro_rules! of {
         ($name:literal, $suffix:literal) => {
             match size {
+                Size::Wide => concat!($name, "_wide", $suffix),
                 Size::Large => concat!($name, "_large", $suffix),
                 Size::Small => concat!($name, "_small", $suffix),
                 Size::Odd => concat!($name, "_odd", $suffix),
@@ -178,17 +189,34 @@ fn kernel(arithmetic: Arithmetic, size: Size, beside: Beside) -> &'static str {
     }
     match (arithmetic, beside) {
         (Arithmetic::F32, Beside::Nothing) => of!("gemm_f32", ""),
-        (Arithmetic::F32, Beside::Gate) => of!("gemm_f32", "_gated"),
+        (Arithmetic::F32, Beside::Gate) => of!("gemm_f32", "_gate"),
         (Arithmetic::F32, Beside::Gather) => of!("gather_gemm_f32", ""),
         (Arithmetic::F16, Beside::Nothing) => of!("gemm_f16", ""),
-        (Arithmetic::F16, Beside::Gate) => of!("gemm_f16", "_gated"),
+        (Arithmetic::F16, Beside::Gate) => of!("gemm_f16", "_gate"),
         (Arithmetic::F16, Beside::Gather) => of!("gather_gemm_f16", ""),
         (Arithmetic::F16ToF32, Beside::Nothing) => of!("gemm_f16_f32", ""),
+        (Arithmetic::F16ToF32, Beside::Gate) => of!("gemm_f16_f32", "_gate"),
         (Arithmetic::F16ToF32, Beside::Gather) => of!("gather_gemm_f16_f32", ""),
         (Arithmetic::F32AsF16, Beside::Nothing) => of!("gemm_f32_as_f16", ""),
-        (Arithmetic::F32AsF16, Beside::Gate) => of!("gemm_f32_as_f16", "_gated"),
         (other, _) => unreachable!("{other:?} is not launched {beside:?}"),
     }
+}
+
+/// The first `n` columns of a span, and the others.
+pub fn split(span: &GemmSpan, n: u32) -> [GemmSpan; 2] {
+    let first = GemmSpan { n, ..*span };
+    let bias_offset = match span.bias_offset {
+        NO_BIAS => NO_BIAS,
+        offset => offset + n,
+    };
+    let others = GemmSpan {
+        out_offset: span.out_offset + n,
+        n: span.n - n,
+        bias_offset,
+        weight_offset: span.weight_offset + u64::from(n) * u64::from(span.k),
+        ..*span
+    };
+    [first, others]
 }
 
 /// The same product backwards: results become operands. The matrix is the transpose, which lies

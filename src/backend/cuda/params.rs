@@ -717,6 +717,10 @@ params! {
         gate_values: u32,
         /// Degree of each edge row.
         row_degree: DevicePtr,
+        /// The rows behind the gate.
+        gated: DevicePtr,
+        /// Elements from one item of them to the next.
+        gated_stride: u64,
         /// Spans.
         span: [GemmSpan; 8],
     }

@@ -25,23 +25,21 @@ pub enum Stage {
 pub struct EdgeStage {
     /// Indices of operations in order; the last is the sum over edges.
     pub ops: Vec<usize>,
-    /// Gates that are applied while the next product reads them: (gate, product).
-    pub fused_gates: Vec<(usize, usize)>,
-    /// Gathers that the last product of their radial network does too: (network, gather).
-    pub fused_gathers: Vec<(usize, usize)>,
+    /// Operations that the kernel of the one right before them does too: (that one, operation).
+    pub fused: Vec<(usize, usize)>,
 }
 
 impl EdgeStage {
-    /// The gather that a radial network does too when `ops` run, both of them among these.
-    pub fn gather_of(&self, radial: usize, ops: &[usize]) -> Option<usize> {
-        let pair = self.fused_gathers.iter().find(|pair| pair.0 == radial)?;
+    /// What an operation does too when `ops` run, both of them among these.
+    pub fn follower(&self, i: usize, ops: &[usize]) -> Option<usize> {
+        let pair = self.fused.iter().find(|pair| pair.0 == i)?;
         ops.contains(&pair.1).then_some(pair.1)
     }
 
-    /// Whether another operation among `ops` does a gather too.
-    pub fn gathered_before(&self, gather: usize, ops: &[usize]) -> bool {
-        let pair = self.fused_gathers.iter().find(|pair| pair.1 == gather);
-        pair.is_some_and(|(radial, _)| ops.contains(radial))
+    /// The one among `ops` that does an operation too.
+    pub fn leader(&self, i: usize, ops: &[usize]) -> Option<usize> {
+        let pair = self.fused.iter().find(|pair| pair.1 == i)?;
+        ops.contains(&pair.0).then_some(pair.0)
     }
 }
 
@@ -213,8 +211,7 @@ fn stages(program: &Program, numbers: EdgeNumbers) -> Result<Vec<Stage>, CudaErr
                 open.push(i);
                 let ops = std::mem::take(&mut open);
                 stages.push(Stage::Edges(EdgeStage {
-                    fused_gates: fused_gates(program, &ops),
-                    fused_gathers: fused_gathers(program, &ops, numbers),
+                    fused: fused(program, &ops, numbers),
                     ops,
                 }));
             }
@@ -255,35 +252,42 @@ fn stages(program: &Program, numbers: EdgeNumbers) -> Result<Vec<Stage>, CudaErr
     Ok(stages)
 }
 
-/// A gate whose result goes into the product right after it needs no buffer.
-fn fused_gates(program: &Program, ops: &[usize]) -> Vec<(usize, usize)> {
-    ops.windows(2)
-        .filter(
-            |pair| match (&program.ops[pair[0]], &program.ops[pair[1]]) {
-                (Op::GateEdges { out, .. }, Op::So2Linear { x, .. }) => out == x,
-                _ => false,
+/// A gather right after its radial network, and a gate right after the SO(2) map that makes its gates,
+/// where a product reads the result.
+fn fused(program: &Program, ops: &[usize], numbers: EdgeNumbers) -> Vec<(usize, usize)> {
+    let operand = |buf: Buf| value_number(program, numbers, buf) == numbers.operands;
+    let fits = |pair: &&[usize]| match (&program.ops[pair[0]], &program.ops[pair[1]]) {
+        (
+            Op::Radial { out, .. },
+            Op::GatherRotateScale {
+                radial, out: rows, ..
             },
-        )
-        .map(|pair| (pair[0], pair[1]))
-        .collect()
-}
-
-/// A gather right after its radial network, whose result a product reads.
-fn fused_gathers(program: &Program, ops: &[usize], numbers: EdgeNumbers) -> Vec<(usize, usize)> {
-    ops.windows(2)
-        .filter(
-            |pair| match (&program.ops[pair[0]], &program.ops[pair[1]]) {
-                (
-                    Op::Radial { out, .. },
-                    Op::GatherRotateScale {
-                        radial, out: rows, ..
-                    },
-                ) => out == radial && value_number(program, numbers, *rows) == numbers.operands,
-                _ => false,
+        ) => out == radial && operand(*rows),
+        (
+            Op::So2Linear {
+                x,
+                channels_out,
+                gates,
+                out,
+                ..
             },
-        )
-        .map(|pair| (pair[0], pair[1]))
-        .collect()
+            Op::GateEdges {
+                x: gated,
+                channels,
+                out: rows,
+            },
+        ) => {
+            out == gated
+                && channels == channels_out
+                && *gates == program.layout.lmax * channels
+                && *gates > 0
+                && operand(*x)
+                && operand(*rows)
+        }
+        _ => false,
+    };
+    let pairs = ops.windows(2).filter(fits);
+    pairs.map(|pair| (pair[0], pair[1])).collect()
 }
 
 /// The buffers with their number types.
@@ -359,7 +363,7 @@ fn again(program: &Program, stage: &EdgeStage, kept: &dyn Fn(Buf) -> bool) -> Ve
         if is_sum || !op.writes().iter().any(|b| needed.contains(b)) {
             continue;
         }
-        needed.extend(reads(program, stage, i).into_iter().filter(|b| !kept(*b)));
+        needed.extend(edge_inputs(op).into_iter().filter(|b| !kept(*b)));
         ops.push(i);
     }
     ops.reverse();
@@ -379,9 +383,9 @@ fn value_uses(
     let operands = numbers.operands.bytes();
     let mut uses = Vec::new();
     for (step, &i) in order.iter().enumerate() {
-        // A gather that its radial network does is written then.
-        let radial = stage.fused_gathers.iter().find(|pair| pair.1 == i);
-        let earlier = radial.and_then(|(radial, _)| order.iter().position(|j| j == radial));
+        // What the operation before does too is written then.
+        let leader = stage.leader(i, order);
+        let earlier = leader.and_then(|leader| order.iter().position(|&j| j == leader));
         let mut push = |key, bytes, end: Option<usize>| {
             uses.push(Use {
                 key,
@@ -401,17 +405,14 @@ fn value_uses(
                 for (buf, bytes) in [(*hidden_2, width * 4), (*out, out_bytes)] {
                     // Radial numbers may be used up where they are made.
                     let passing = buf == *out
-                        && stage.gather_of(i, order).is_some()
+                        && stage.follower(i, order).is_some()
                         && last_read(buf).is_none();
                     if !kept(buf) && !passing {
                         push(EdgeKey::Value(buf), bytes, last_read(buf));
                     }
                 }
             }
-            op if op.forward_grain() == Grain::Edges
-                && !stage.fused_gates.iter().any(|(gate, _)| *gate == i)
-                && !kept(op.out()) =>
-            {
+            op if op.forward_grain() == Grain::Edges && !kept(op.out()) => {
                 let number = value_number(program, numbers, op.out());
                 let bytes = program.width(op.out()) * number.bytes();
                 push(EdgeKey::Value(op.out()), bytes, last_read(op.out()));
@@ -422,14 +423,6 @@ fn value_uses(
     uses
 }
 
-/// What an operation of a stage really reads: a product reads through the gate before it.
-fn reads(program: &Program, stage: &EdgeStage, i: usize) -> Vec<Buf> {
-    match stage.fused_gates.iter().find(|(_, product)| *product == i) {
-        Some((gate, _)) => edge_inputs(&program.ops[*gate]),
-        None => edge_inputs(&program.ops[i]),
-    }
-}
-
 fn edge_buffers(
     program: &Program,
     stage: &EdgeStage,
@@ -438,7 +431,7 @@ fn edge_buffers(
 ) -> EdgeBuffers {
     let reader = |order: &[usize], buf: Buf| {
         order.iter().rposition(|&i| {
-            !stage.gathered_before(i, order) && reads(program, stage, i).contains(&buf)
+            stage.leader(i, order).is_none() && edge_inputs(&program.ops[i]).contains(&buf)
         })
     };
     let forward = value_uses(program, stage, numbers, kept, &stage.ops, &|buf| {

@@ -42,6 +42,7 @@ pub struct Runner<'a> {
 }
 
 mod backward;
+mod radial;
 
 type Done = Result<(), CudaError>;
 
@@ -637,7 +638,7 @@ impl Runner<'_> {
     /// Operations of a stage, in order.
     fn forward_edges(&self, stage: &EdgeStage, ops: &[usize], at: Edges) -> Done {
         ops.iter()
-            .filter(|&&i| !stage.gathered_before(i, ops))
+            .filter(|&&i| stage.leader(i, ops).is_none())
             .try_for_each(|&i| self.forward_edge(stage, i, ops, at))
     }
 
@@ -648,7 +649,7 @@ impl Runner<'_> {
         match &self.program.ops[i] {
             Op::Radial {
                 mlp, hidden_2, out, ..
-            } => self.radial(i, mlp, (*hidden_2, *out), stage.gather_of(i, ops), at),
+            } => self.radial(i, mlp, (*hidden_2, *out), stage.follower(i, ops), at),
             Op::GatherRotateScale { x, radial, out, .. } => {
                 let params = GatherRotateScaleParams {
                     chunk,
@@ -672,35 +673,39 @@ impl Runner<'_> {
                 gates,
                 out,
             } => {
-                let (spans, _, pool) =
+                let (mut spans, _, pool) =
                     self.so2_spans(weights, (*channels_in, *channels_out), *gates);
-                let gate = stage.fused_gates.iter().find(|(_, product)| *product == i);
-                let input = match gate.map(|(gate, _)| &self.program.ops[*gate]) {
-                    Some(Op::GateEdges { x, .. }) => *x,
-                    _ => *x,
-                };
                 let params = GemmParams {
-                    a: self.edge(at, EdgeKey::Value(input)),
-                    a_stride: self.program.width(input) as u64,
+                    a: self.edge(at, EdgeKey::Value(*x)),
+                    a_stride: self.program.width(*x) as u64,
                     bias: self.weights.plain(weights.m0_bias),
                     out: self.edge(at, EdgeKey::Value(*out)),
                     out_stride: self.program.width(*out) as u64,
-                    gate_channels: *channels_in as u32,
-                    gate_values: (self.program.layout.lmax * channels_in) as u32,
-                    row_degree: self.constants.row_degree,
                     ..GemmParams::default()
                 };
-                let arithmetic = self.arithmetic(self.value_number(input), self.value_number(*out));
-                let beside = match gate {
-                    Some(_) => Beside::Gate,
-                    None => Beside::Nothing,
+                let arithmetic = self.arithmetic(self.value_number(*x), self.value_number(*out));
+                let product = |beside, spans: &[GemmSpan], params| {
+                    self.edge_product(at, arithmetic, beside, pool, spans, params)
                 };
-                self.edge_product(at, arithmetic, beside, pool, &spans, params)
+                let gate = stage.follower(i, ops).map(|gate| &self.program.ops[gate]);
+                let Some(Op::GateEdges { out: gated, .. }) = gate else {
+                    return product(Beside::Nothing, &spans, params);
+                };
+                // The gates first: rows of all orders pass them.
+                let [of_gates, of_rows] = gemm::split(&spans[0], *gates as u32);
+                product(Beside::Nothing, &[of_gates], params)?;
+                spans[0] = of_rows;
+                let params = GemmParams {
+                    gate_channels: *channels_out as u32,
+                    gate_values: *gates as u32,
+                    row_degree: self.constants.row_degree,
+                    gated: self.edge(at, EdgeKey::Value(*gated)),
+                    gated_stride: self.program.width(*gated) as u64,
+                    ..params
+                };
+                product(Beside::Gate, &spans, params)
             }
             Op::GateEdges { x, channels, out } => {
-                if stage.fused_gates.iter().any(|(gate, _)| *gate == i) {
-                    return Ok(());
-                }
                 let params = GateEdgesParams {
                     chunk,
                     x: self.edge(at, EdgeKey::Value(*x)),
@@ -752,128 +757,5 @@ impl Runner<'_> {
             scale,
         };
         self.launch(size, &params)
-    }
-
-    /// Centres of the Gaussians: their distance, and the exponent's factor.
-    fn gaussians(&self) -> (f32, f32) {
-        let spacing = self.program.cutoff / (self.program.basis as f64 - 1.0);
-        // Width of the Gaussians: twice the distance of their centres.
-        (spacing as f32, (-0.5 / (2.0 * spacing).powi(2)) as f32)
-    }
-
-    /// A radial network, and the gather that uses its numbers where its last product does that too.
-    fn radial(
-        &self,
-        i: usize,
-        mlp: &RadialMlp,
-        (hidden_2, out): (Buf, Buf),
-        gather: Option<usize>,
-        at: Edges,
-    ) -> Done {
-        let p = &self.pass.places;
-        let rows = self.pass.chunking.rows;
-        let chunk = self.pass.chunk(at.chunk);
-        let tables = self.weights.radial(i);
-        let width = self.shape(mlp.first_bias)[0];
-        let (spacing, exponent) = self.gaussians();
-        let params = RadialFirstParams {
-            chunk,
-            distance: self.at(p.distance),
-            source: self.at(p.source),
-            target: self.at(p.target),
-            numbers: self.at(p.numbers),
-            weight: tables.gaussians,
-            source_table: tables.source,
-            target_table: tables.target,
-            norm_weight: self.weights.plain(mlp.norm_1.0),
-            norm_bias: self.weights.plain(mlp.norm_1.1),
-            out: self.edge(at, EdgeKey::Activation(i, 1)),
-            basis: self.program.basis as u32,
-            width: width as u32,
-            spacing,
-            exponent,
-        };
-        self.launch(
-            self.shapes.radial_first(rows, width, self.program.basis),
-            &params,
-        )?;
-
-        let (span, matrix) = self.matrix(mlp.second.0);
-        let second = GemmParams {
-            a: self.edge(at, EdgeKey::Activation(i, 1)),
-            a_stride: width as u64,
-            bias: self.weights.plain(mlp.second.1),
-            out: self.edge(at, EdgeKey::Value(hidden_2)),
-            out_stride: width as u64,
-            ..GemmParams::default()
-        };
-        let span = GemmSpan {
-            bias_offset: 0,
-            ..span
-        };
-        let arithmetic = self.arithmetic(self.plan.numbers.operands, Number::F32);
-        self.edge_product(
-            at,
-            arithmetic,
-            Beside::Nothing,
-            matrix.pool,
-            &[span],
-            second,
-        )?;
-
-        let params = LayerNormSiluParams {
-            chunk,
-            x: self.edge(at, EdgeKey::Value(hidden_2)),
-            weight: self.weights.plain(mlp.norm_2.0),
-            bias: self.weights.plain(mlp.norm_2.1),
-            out: self.edge(at, EdgeKey::Activation(i, 2)),
-            width: width as u32,
-            pad: 0,
-        };
-        self.launch(self.shapes.layer_norm_silu(rows, width), &params)?;
-
-        let (span, matrix) = self.matrix(mlp.third.0);
-        let span = GemmSpan {
-            bias_offset: 0,
-            ..span
-        };
-        // In the forward pass nobody else may want them.
-        let wanted = gather.is_none() || at.backward || self.plan.kept_at(out).is_some();
-        let third = GemmParams {
-            a: self.edge(at, EdgeKey::Activation(i, 2)),
-            a_stride: width as u64,
-            bias: self.weights.plain(mlp.third.1),
-            out: match wanted {
-                true => self.edge(at, EdgeKey::Value(out)),
-                false => DevicePtr::NULL,
-            },
-            out_stride: self.program.width(out) as u64,
-            ..GemmParams::default()
-        };
-        let numbers = self.plan.numbers;
-        let arithmetic = self.arithmetic(numbers.operands, numbers.values);
-        let gather = gather.map(|i| &self.program.ops[i]);
-        let Some(Op::GatherRotateScale {
-            x, out: gathered, ..
-        }) = gather
-        else {
-            return self.edge_product(at, arithmetic, Beside::Nothing, matrix.pool, &[span], third);
-        };
-        let launch = self.edge_launch(at, arithmetic, Beside::Gather, matrix.pool, &[span], third);
-        let layout = &self.program.layout;
-        let params = GatherGemmParams {
-            product: launch.params,
-            source: self.at(p.source),
-            target: self.at(p.target),
-            wigner: self.at(p.wigner),
-            x: self.value(*x),
-            gathered: self.edge(at, EdgeKey::Value(*gathered)),
-            rows: self.constants.radial_rows,
-            channels: self.channels(),
-            wigner_len: layout.wigner_len as u32,
-            atom_rows: layout.rows as u32,
-            edge_rows: layout.edge_rows as u32,
-        };
-        self.launch((launch.kernel, launch.size), &params)
     }
 }

@@ -480,6 +480,60 @@ mod on_the_host {
     }
 
     #[test]
+    fn sizes_that_come_again_keep_a_graph_each() {
+        let (counting, device) = host();
+        let backend = backend(&device, options(2048));
+        let systems = small_systems();
+        let sizes: [Vec<&System>; 3] = [1, 8, systems.len()].map(|n| systems[..n].iter().collect());
+        let evaluate_all = || sizes.each_ref().map(|batch| forces_of(&backend, batch));
+        let first = evaluate_all();
+        // How many edges there are is known now; then as they are, then captured.
+        evaluate_all();
+        evaluate_all();
+        let (graphs, replays) = (counting.graphs(), counting.graph_launches());
+        assert_eq!(graphs, sizes.len());
+        for run in 1..=3 {
+            assert!(evaluate_all() == first, "other bits in run {run}");
+            let launched = counting.graph_launches() - replays;
+            assert_eq!(launched, (run * sizes.len()) as u64);
+        }
+        assert_eq!(counting.graphs(), graphs);
+    }
+
+    #[test]
+    fn mixed_weights_take_a_bounded_amount_of_memory_and_come_back_with_the_same_bits() {
+        let mut systems = small_systems();
+        let key = |system: &System| conditioning(system).key.clone();
+        systems.sort_by_key(key);
+        systems.dedup_by_key(|system| key(system));
+        // Twice, so that the number of edges is known and no larger pass is made later.
+        let one_by_one = |backend: &CudaBackend| -> Vec<_> {
+            let answers = || systems.iter().map(|s| forces_of(backend, &[s])).collect();
+            let first: Vec<_> = answers();
+            assert!(first == answers());
+            first
+        };
+        let (_, device) = host();
+        let ample = backend(&device, options(2048));
+        let expected = one_by_one(&ample);
+        let of_one = ample.conditioning_memory();
+        let all = device.memory().unwrap().allocated;
+        drop(ample);
+        let two = Options {
+            mixed_bytes: 2 * of_one,
+            ..options(2048)
+        };
+        let small = backend(&device, two);
+        assert!(one_by_one(&small) == expected);
+        let left_out = all - device.memory().unwrap().allocated;
+        assert_eq!(left_out, (systems.len() - 2) * of_one);
+        // A batch of more than that is evaluated all the same.
+        let batch: Vec<&System> = systems.iter().collect();
+        let together = forces_of(&small, &batch);
+        assert!(together.into_iter().eq(expected.into_iter().flatten()));
+    }
+
+    #[test]
     fn the_memory_of_a_backend_is_given_back() {
         let (counting, device) = host();
         let allocated = || device.memory().unwrap().allocated;

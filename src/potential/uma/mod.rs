@@ -40,14 +40,27 @@ pub enum Precision {
     F64,
 }
 
+impl Precision {
+    /// The same on a CUDA device.
+    ///
+    /// # Errors
+    /// Double precision is for the CPU.
+    pub fn on_cuda(self) -> Result<cuda::Precision, &'static str> {
+        match self {
+            Precision::F32 => Ok(cuda::Precision::F32),
+            Precision::Tf32 => Ok(cuda::Precision::Tf32),
+            Precision::F16 => Ok(cuda::Precision::F16),
+            Precision::F64 => Err("f64 is computed on the CPU only"),
+        }
+    }
+}
+
 impl std::fmt::Display for Precision {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(match self {
-            Precision::F32 => "f32",
-            Precision::Tf32 => "tf32",
-            Precision::F16 => "f16",
-            Precision::F64 => "f64",
-        })
+        match self.on_cuda() {
+            Ok(precision) => precision.fmt(f),
+            Err(_) => f.write_str("f64"),
+        }
     }
 }
 
@@ -172,12 +185,7 @@ impl UmaPotential {
         device: Arc<dyn Device>,
     ) -> Result<UmaPotential, String> {
         check_config(&checkpoint.config).map_err(|error| error.to_string())?;
-        let precision = match options.precision {
-            Precision::F32 => cuda::Precision::F32,
-            Precision::Tf32 => cuda::Precision::Tf32,
-            Precision::F16 => cuda::Precision::F16,
-            Precision::F64 => return Err("f64 is computed on the CPU only".into()),
-        };
+        let precision = options.precision.on_cuda()?;
         let program = Arc::new(network::program(&checkpoint.config));
         let free = device.memory().map_err(|error| error.to_string())?.free;
         let cuda_options = cuda::Options::new(precision, free).limited_to(options.memory_bytes);

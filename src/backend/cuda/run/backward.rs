@@ -155,7 +155,7 @@ impl Runner<'_> {
     }
 
     /// The factor of each edge's gradients, where there is one.
-    fn gradient_scale(&self) -> DevicePtr {
+    pub(super) fn gradient_scale(&self) -> DevicePtr {
         match self.plan.numbers.scaled() {
             true => self.at(self.pass.places.gradient_scale),
             false => DevicePtr::NULL,
@@ -266,98 +266,6 @@ impl Runner<'_> {
             channels: self.channels(),
             scale,
         };
-        self.launch(size, &params)
-    }
-
-    fn radial_backward(
-        &self,
-        i: usize,
-        mlp: &RadialMlp,
-        hidden_2: Buf,
-        out: Buf,
-        at: Edges,
-    ) -> Done {
-        let p = &self.pass.places;
-        let rows = self.pass.chunking.rows;
-        let chunk = self.pass.chunk(at.chunk);
-        let tables = self.weights.radial(i);
-        let width = self.shape(mlp.first_bias)[0];
-        let [first, second, hidden] =
-            [1, 2, 3].map(|k| self.edge(at, EdgeKey::ActivationGradient(i, k)));
-        let numbers = self.plan.numbers;
-        let arithmetic = self.arithmetic(numbers.operands, numbers.values);
-
-        let (span, matrix) = self.matrix(mlp.third.0);
-        let params = GemmParams {
-            a: self.edge(at, EdgeKey::Gradient(out)),
-            a_stride: self.program.width(out) as u64,
-            out: second,
-            out_stride: width as u64,
-            ..GemmParams::default()
-        };
-        let span = gemm::transposed(&span, matrix.backward);
-        self.edge_product(
-            at,
-            arithmetic,
-            Beside::Nothing,
-            matrix.pool,
-            &[span],
-            params,
-        )?;
-
-        let params = LayerNormSiluBackwardParams {
-            chunk,
-            x: self.edge(at, EdgeKey::Value(hidden_2)),
-            weight: self.weights.plain(mlp.norm_2.0),
-            bias: self.weights.plain(mlp.norm_2.1),
-            gradient: second,
-            x_gradient: hidden,
-            width: width as u32,
-            pad: 0,
-        };
-        self.launch(self.shapes.layer_norm_silu_backward(rows, width), &params)?;
-
-        let (span, matrix) = self.matrix(mlp.second.0);
-        let params = GemmParams {
-            a: hidden,
-            a_stride: width as u64,
-            out: first,
-            out_stride: width as u64,
-            ..GemmParams::default()
-        };
-        let span = gemm::transposed(&span, matrix.backward);
-        self.edge_product(
-            at,
-            arithmetic,
-            Beside::Nothing,
-            matrix.pool,
-            &[span],
-            params,
-        )?;
-
-        let (spacing, exponent) = self.gaussians();
-        let params = RadialFirstBackwardParams {
-            chunk,
-            distance: self.at(p.distance),
-            source: self.at(p.source),
-            target: self.at(p.target),
-            numbers: self.at(p.numbers),
-            weight: tables.gaussians,
-            source_table: tables.source,
-            target_table: tables.target,
-            norm_weight: self.weights.plain(mlp.norm_1.0),
-            norm_bias: self.weights.plain(mlp.norm_1.1),
-            gradient: first,
-            gradient_scale: self.gradient_scale(),
-            d_distance: self.at(p.d_distance),
-            basis: self.program.basis as u32,
-            width: width as u32,
-            spacing,
-            exponent,
-        };
-        let size = self
-            .shapes
-            .radial_first_backward(rows, width, self.program.basis);
         self.launch(size, &params)
     }
 }
