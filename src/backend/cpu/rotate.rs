@@ -276,7 +276,8 @@ fn gather_lanes<T: Real, const W: usize, const G: usize>(
 #[inline(always)]
 pub(super) fn target_sum<T>(run: &Run<T>, tile: &Tile, e: usize) -> (bool, usize) {
     let target = run.geometry.target[e] as usize;
-    let [first, end] = [target, target + 1].map(|a| run.geometry.target_start[a] as usize);
+    let starts = &run.geometry.target_start[target..][..2];
+    let (first, end) = (starts[0] as usize, starts[1] as usize);
     let last = end.min(tile.rows.end) - 1;
     (e == first.max(tile.rows.start), last - tile.rows.start)
 }

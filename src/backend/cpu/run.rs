@@ -627,8 +627,8 @@ impl<T: Real> Run<'_, T> {
 
     /// The outgoing edges of an atom, in order.
     pub fn outgoing(&self, atom: usize) -> &[u32] {
-        let [start, end] = [atom, atom + 1].map(|a| self.geometry.source_start[a] as usize);
-        &self.geometry.outgoing[start..end]
+        let starts = &self.geometry.source_start[atom..][..2];
+        &self.geometry.outgoing[starts[0] as usize..starts[1] as usize]
     }
 
     /// The incoming edges of an atom, cut where edge tiles end.
@@ -637,7 +637,8 @@ impl<T: Real> Run<'_, T> {
         system: &RunSystem<T>,
         atom: usize,
     ) -> impl Iterator<Item = Range<usize>> + use<T> {
-        let [mut start, end] = [atom, atom + 1].map(|a| self.geometry.target_start[a] as usize);
+        let starts = &self.geometry.target_start[atom..][..2];
+        let (mut start, end) = (starts[0] as usize, starts[1] as usize);
         let (first, step) = (system.edges.start, self.edge_step(system));
         std::iter::from_fn(move || {
             let cut = first + ((start - first) / step + 1) * step;
