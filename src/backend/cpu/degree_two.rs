@@ -12,7 +12,7 @@
 use super::real::Real;
 use super::rotate;
 use super::run::{Run, SUMS, Tile};
-use super::vector::{by_groups, run as run_kernel};
+use super::vector::{by_groups, groups_of, run as run_kernel};
 use crate::so3::Layout;
 use pulp::{Simd, WithSimd};
 
@@ -174,11 +174,7 @@ macro_rules! kernel {
             /// Groups of channels.
             #[inline(always)]
             fn groups<S: Simd, const G: usize>(&self) -> usize {
-                if G > 0 {
-                    G
-                } else {
-                    self.run.program.channels / T::lanes::<S>()
-                }
+                groups_of::<T, S, G>(self.run.program.channels)
             }
         }
     };

@@ -2,7 +2,7 @@
 
 use super::real::Real;
 use super::run::{Frame, Run, Tile};
-use super::vector::{by_groups, run as run_kernel};
+use super::vector::{by_groups, groups_of, run as run_kernel};
 use crate::nn::Buf;
 use pulp::{Simd, WithSimd};
 
@@ -31,11 +31,7 @@ impl<'a> Rows<'a> {
     /// For the vectors of a machine: G groups of channels, or as many as there are for G = 0.
     #[inline(always)]
     fn in_vectors<T: Real, S: Simd, const G: usize>(mut self) -> Rows<'a> {
-        self.groups = if G > 0 {
-            G
-        } else {
-            self.channels / T::lanes::<S>()
-        };
+        self.groups = groups_of::<T, S, G>(self.channels);
         self.gates *= self.groups;
         self
     }

@@ -1,7 +1,7 @@
 //! Dense layers on atoms: embedding, linear maps, linear maps per degree.
 
 use super::matmul::{Start, matmul};
-use super::real::{Real, silu, silu_slope, vectorised};
+use super::real::{Real, add, silu, silu_slope, vectorised};
 use super::run::{Frame, Run, Tile};
 use crate::nn::{Buf, Weight};
 
@@ -131,9 +131,7 @@ pub(super) fn per_degree_forward<T: Real>(
         None => y.fill(T::ZERO),
     }
     for row in y.chunks_exact_mut(stride_out) {
-        for (y, &b) in row.iter_mut().zip(run.weights.plain(bias)) {
-            *y += b;
-        }
+        add(run.weights.plain(bias), row);
     }
     let x = run.value(frame, tile, x);
     for (row, l) in run.layout.row_degree().enumerate() {
@@ -188,9 +186,7 @@ pub(super) fn per_degree_backward<T: Real>(
 pub(super) fn pass_on<T: Real>(frame: &mut Frame<T>, x: Buf, out: Buf) {
     let y_bar = frame.take(out);
     let x_bar = frame.take(x);
-    for (x, &y) in x_bar.iter_mut().zip(y_bar.iter()) {
-        *x += y;
-    }
+    add(y_bar, x_bar);
     frame.put(x, x_bar);
     frame.put(out, y_bar);
 }

@@ -4,7 +4,7 @@ use super::geometry::Gaussians;
 use super::matmul::{Start, matmul};
 use super::real::{LANES, Real, add_lanes, vectorised};
 use super::run::{Frame, Run, SUMS, Tile};
-use super::vector::{by_groups, run as run_kernel};
+use super::vector::{by_groups, groups_of, run as run_kernel};
 use crate::nn::Buf;
 use crate::nn::op::RadialMlp;
 use pulp::{Simd, WithSimd};
@@ -54,11 +54,7 @@ impl<T: Real> NormSilu<'_, T> {
     /// Rows of G vectors, or of as many as there are for G = 0.
     #[inline(always)]
     fn work<S: Simd, const G: usize>(self, simd: S) {
-        let groups = if G > 0 {
-            G
-        } else {
-            self.width / T::lanes::<S>()
-        };
+        let groups = groups_of::<T, S, G>(self.width);
         let n = T::from_f64(1.0 / self.width as f64);
         let weight = &T::vectors::<S>(self.weight)[..groups];
         let bias = &T::vectors::<S>(self.bias)[..groups];
@@ -90,11 +86,7 @@ impl<T: Real> NormSiluBackward<'_, T> {
     /// Rows of G vectors, or of as many as there are for G = 0.
     #[inline(always)]
     fn work<S: Simd, const G: usize>(self, simd: S) {
-        let groups = if G > 0 {
-            G
-        } else {
-            self.width / T::lanes::<S>()
-        };
+        let groups = groups_of::<T, S, G>(self.width);
         let n = T::from_f64(1.0 / self.width as f64);
         let weight = &T::vectors::<S>(self.weight)[..groups];
         let bias = &T::vectors::<S>(self.bias)[..groups];

@@ -244,6 +244,13 @@ pub fn product_plus<T: Real, const W: usize>(x: &[T; W], y: &[T; W], z: &[T; W])
     out
 }
 
+/// y += x.
+pub fn add<T: Real>(x: &[T], y: &mut [T]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y += x;
+    }
+}
+
 /// Numbers summed side by side before they are added up: a fixed order that still vectorises.
 pub const LANES: usize = 16;
 

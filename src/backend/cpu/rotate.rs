@@ -5,7 +5,8 @@
 
 use super::degree_two;
 use super::real::{
-    Real, add_lanes, axpy, lanes, lanes_mut, product, product_plus, scaled, vectorised, with_groups,
+    Real, add, add_lanes, axpy, lanes, lanes_mut, product, product_plus, scaled, vectorised,
+    with_groups,
 };
 use super::run::{Frame, Run, SUMS, Tile};
 use crate::nn::Buf;
@@ -494,17 +495,6 @@ fn add_row<T: Real, const W: usize>(rows: &[[T; W]], row: usize, sum: &mut [[T; 
     }
 }
 
-/// y += x.
-///
-/// The sums over the edges of an atom begin at zero, and what they are added to comes last: the other way
-/// round every edge would be rounded at its size. In a crystal, where edges are alike, such errors add up:
-/// the energy of one copper atom was off three times as far.
-fn add<T: Real>(x: &[T], y: &mut [T]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y += x;
-    }
-}
-
 /// See [`Op::RotateScatter`](crate::nn::Op::RotateScatter).
 pub(super) fn scatter<T: Real>(
     run: &Run<T>,
@@ -515,6 +505,9 @@ pub(super) fn scatter<T: Real>(
     out: Buf,
 ) {
     let y = frame.take(out);
+    // The sums over the edges of an atom begin at zero, and what they are added to comes last: the other way
+    // round every edge would be rounded at its size. In a crystal, where edges are alike, such errors add up:
+    // the energy of one copper atom was off three times as far.
     y.fill(T::ZERO);
     let message = &run.arena.values[message.0];
     if degree_two::fits(run.layout) {
@@ -709,7 +702,7 @@ pub(super) fn scatter_radial<T: Real>(
     out: Buf,
 ) {
     let y = frame.take(out);
-    y.fill(T::ZERO);
+    y.fill(T::ZERO); // as in `scatter`
     let radial = &run.arena.values[radial.0];
     let scale = T::from_f64(scale);
     if degree_two::fits(run.layout) {

@@ -155,6 +155,12 @@ vectors_of!(
     as_mut_simd_f64s
 );
 
+/// Vectors of a row of `width` numbers: G, which is known when compiling, or as many as there are for G = 0.
+#[inline(always)]
+pub fn groups_of<T: Vectors, S: Simd, const G: usize>(width: usize) -> usize {
+    if G > 0 { G } else { width / T::lanes::<S>() }
+}
+
 /// The widest vector that any machine has, numbers: rows of a multiple of this need no rest.
 pub const WIDEST: usize = 16;
 
