@@ -9,6 +9,7 @@
 //! Loops here count: closures of `map` and the like are functions without the kernel's vector
 //! instructions, and vectors would go through memory.
 
+use super::radial_table::RadialRows;
 use super::real::Real;
 use super::rotate;
 use super::run::{Run, SUMS, Tile};
@@ -22,8 +23,10 @@ const ROWS: usize = 9;
 const RADIAL_ROWS: usize = 6;
 /// Edge row of each atom row.
 const EDGE_ROW: [usize; ROWS] = [0, 5, 1, 3, 8, 6, 2, 4, 7];
-/// Radial row of each edge row.
-const RADIAL_ROW: [usize; ROWS] = [0, 1, 2, 3, 4, 3, 4, 5, 5];
+/// Edge row of +m (or of m = 0) of each radial row.
+const PLUS: [usize; RADIAL_ROWS] = [0, 1, 2, 3, 4, 7];
+/// Edge row of -m.
+const MINUS: [Option<usize>; RADIAL_ROWS] = [None, None, None, Some(5), Some(6), Some(8)];
 /// Numbers of a packed Wigner matrix.
 const WIGNER: usize = 35;
 /// The m = 0 row of each degree in it.
@@ -185,7 +188,7 @@ pub(super) struct Gather<'a, T> {
     pub run: &'a Run<'a, T>,
     pub tile: &'a Tile,
     pub x: &'a [T],
-    pub radial: &'a [T],
+    pub radial: RadialRows<'a, T>,
     pub y: &'a mut [T],
 }
 
@@ -194,25 +197,35 @@ kernel!(Gather);
 impl<T: Real> Gather<'_, T> {
     #[inline(always)]
     fn work<S: Simd, const G: usize>(self, simd: S) {
+        if self.radial.tabulated() {
+            self.edges::<S, G, true>(simd);
+        } else {
+            self.edges::<S, G, false>(simd);
+        }
+    }
+
+    #[inline(always)]
+    fn edges<S: Simd, const G: usize, const TABULATED: bool>(self, simd: S) {
         let groups = self.groups::<S, G>();
         let geometry = &self.run.geometry;
         let x = T::vectors::<S>(self.x);
-        let radial = T::vectors::<S>(self.radial);
         let y = T::vectors_mut::<S>(self.y);
         let edges = self.tile.rows.clone();
-        for ((e, y), radial) in edges
-            .zip(y.chunks_exact_mut(2 * ROWS * groups))
-            .zip(radial.chunks_exact(2 * RADIAL_ROWS * groups))
-        {
+        for (i, (e, y)) in edges.zip(y.chunks_exact_mut(2 * ROWS * groups)).enumerate() {
             let d = wigner(self.run, e);
+            let radial = self.radial.row(simd, i, e, 2 * RADIAL_ROWS * groups);
             for half in 0..2 {
                 let atom = [geometry.source[e], geometry.target[e]][half];
                 let x = &x[atom as usize * ROWS * groups..][..ROWS * groups];
                 for g in 0..groups {
                     let q = rotate_in(simd, d, &load(x, groups, g));
-                    for row in 0..ROWS {
-                        let scale = radial[(2 * RADIAL_ROW[row] + half) * groups + g];
-                        y[(2 * row + half) * groups + g] = T::times(simd, q[row], scale);
+                    for r in 0..RADIAL_ROWS {
+                        let scale = radial.value::<TABULATED>(simd, (2 * r + half) * groups + g);
+                        let plus = PLUS[r];
+                        y[(2 * plus + half) * groups + g] = T::times(simd, q[plus], scale);
+                        if let Some(minus) = MINUS[r] {
+                            y[(2 * minus + half) * groups + g] = T::times(simd, q[minus], scale);
+                        }
                     }
                 }
             }
@@ -225,9 +238,10 @@ pub(super) struct GatherBackward<'a, T> {
     pub run: &'a Run<'a, T>,
     pub tile: &'a Tile,
     pub x: &'a [T],
-    pub radial: &'a [T],
+    pub radial: RadialRows<'a, T>,
     pub y_bar: &'a [T],
-    pub radial_bar: &'a mut [T],
+    /// Where the numbers are tabulated, their gradient goes into the sums.
+    pub radial_bar: Option<&'a mut [T]>,
     pub n_bar: &'a mut [T],
     pub sums: &'a mut [T],
 }
@@ -237,19 +251,30 @@ kernel!(GatherBackward);
 impl<T: Real> GatherBackward<'_, T> {
     #[inline(always)]
     fn work<S: Simd, const G: usize>(self, simd: S) {
+        if self.radial.tabulated() {
+            self.edges::<S, G, true>(simd);
+        } else {
+            self.edges::<S, G, false>(simd);
+        }
+    }
+
+    #[inline(always)]
+    fn edges<S: Simd, const G: usize, const TABULATED: bool>(self, simd: S) {
         let groups = self.groups::<S, G>();
         let geometry = &self.run.geometry;
         let x = T::vectors::<S>(self.x);
         let n_bar = T::vectors_mut::<S>(self.n_bar);
         let zero = T::splat(simd, T::ZERO);
+        let radial_bars = T::vectors_mut::<S>(self.radial_bar.unwrap_or_default());
         let edges = self.tile.rows.clone();
-        for ((((e, y_bar), radial), radial_bar), sums) in edges
+        for (i, ((e, y_bar), sums)) in edges
             .zip(T::vectors::<S>(self.y_bar).chunks_exact(2 * ROWS * groups))
-            .zip(T::vectors::<S>(self.radial).chunks_exact(2 * RADIAL_ROWS * groups))
-            .zip(T::vectors_mut::<S>(self.radial_bar).chunks_exact_mut(2 * RADIAL_ROWS * groups))
             .zip(self.sums.chunks_exact_mut(SUMS))
+            .enumerate()
         {
             let d = wigner(self.run, e);
+            let radial = self.radial.row(simd, i, e, 2 * RADIAL_ROWS * groups);
+            let mut along = zero;
             let mut torque = [zero; 2];
             let (begins, sum_row) = rotate::target_sum(self.run, self.tile, e);
             for half in 0..2 {
@@ -264,16 +289,23 @@ impl<T: Real> GatherBackward<'_, T> {
                 for g in 0..groups {
                     let q = rotate_in(simd, d, &load(x, groups, g));
                     let mut q_bar = [zero; ROWS];
-                    let mut shared = [zero; RADIAL_ROWS];
-                    for row in 0..ROWS {
-                        let r = RADIAL_ROW[row];
-                        let y_bar = y_bar[(2 * row + half) * groups + g];
-                        let radial = radial[(2 * r + half) * groups + g];
-                        q_bar[row] = T::times(simd, y_bar, radial);
-                        shared[r] = T::fused(simd, y_bar, q[row], shared[r]);
-                    }
                     for r in 0..RADIAL_ROWS {
-                        radial_bar[(2 * r + half) * groups + g] = shared[r];
+                        let at = (2 * r + half) * groups + g;
+                        let [scale, slope] = radial.value_and_slope::<TABULATED>(simd, at);
+                        let plus = PLUS[r];
+                        let bar = y_bar[(2 * plus + half) * groups + g];
+                        q_bar[plus] = T::times(simd, bar, scale);
+                        let mut shared = T::times(simd, bar, q[plus]);
+                        if let Some(minus) = MINUS[r] {
+                            let bar = y_bar[(2 * minus + half) * groups + g];
+                            q_bar[minus] = T::times(simd, bar, scale);
+                            shared = T::fused(simd, bar, q[minus], shared);
+                        }
+                        if TABULATED {
+                            along = T::fused(simd, shared, slope, along);
+                        } else {
+                            radial_bars[2 * RADIAL_ROWS * groups * i + at] = shared;
+                        }
                     }
                     torque = add_torque::<T, S>(simd, &q_bar, &q, torque);
                     let sum = if half == 0 || begins {
@@ -283,6 +315,9 @@ impl<T: Real> GatherBackward<'_, T> {
                     };
                     store(&rotate_out(simd, d, &q_bar, &sum), n_bar, groups, g);
                 }
+            }
+            if TABULATED {
+                sums[0] += radial.slope * T::total(simd, along);
             }
             add_to_sums(d, T::ONE, totals::<T, S>(simd, torque), sums);
         }
@@ -428,7 +463,8 @@ impl<T: Real> ScatterBackward<'_, T> {
 pub(super) struct ScatterRadial<'a, T> {
     pub run: &'a Run<'a, T>,
     pub tile: &'a Tile,
-    pub radial: &'a [T],
+    /// Of all edges.
+    pub radial: RadialRows<'a, T>,
     pub scale: T,
     pub y: &'a mut [T],
 }
@@ -438,9 +474,17 @@ kernel!(ScatterRadial);
 impl<T: Real> ScatterRadial<'_, T> {
     #[inline(always)]
     fn work<S: Simd, const G: usize>(self, simd: S) {
+        if self.radial.tabulated() {
+            self.atoms::<S, G, true>(simd);
+        } else {
+            self.atoms::<S, G, false>(simd);
+        }
+    }
+
+    #[inline(always)]
+    fn atoms<S: Simd, const G: usize, const TABULATED: bool>(self, simd: S) {
         let groups = self.groups::<S, G>();
         let geometry = &self.run.geometry;
-        let radial = T::vectors::<S>(self.radial);
         let y = T::vectors_mut::<S>(self.y);
         for (atom, y) in self
             .tile
@@ -453,10 +497,11 @@ impl<T: Real> ScatterRadial<'_, T> {
                 for e in geometry.target_start[atom]..geometry.target_start[atom + 1] {
                     let e = e as usize;
                     let p = T::splat(simd, self.scale * geometry.envelope[e]);
-                    let radial = &radial[e * 3 * groups..][..3 * groups];
+                    let radial = self.radial.row(simd, e, e, 3 * groups);
                     let d = wigner(self.run, e);
                     for l in 0..3 {
-                        let k = T::times(simd, p, radial[l * groups + g]);
+                        let radial = radial.value::<TABULATED>(simd, l * groups + g);
+                        let k = T::times(simd, p, radial);
                         for m in 0..2 * l + 1 {
                             let sum = &mut sum[l * l + m];
                             *sum = T::fused(simd, T::splat(simd, d[POLAR[l] + m]), k, *sum);
@@ -474,9 +519,10 @@ pub(super) struct ScatterRadialBackward<'a, T> {
     pub run: &'a Run<'a, T>,
     pub tile: &'a Tile,
     pub y_bar: &'a [T],
-    pub radial: &'a [T],
+    pub radial: RadialRows<'a, T>,
     pub scale: T,
-    pub radial_bar: &'a mut [T],
+    /// As in [`GatherBackward`].
+    pub radial_bar: Option<&'a mut [T]>,
     pub sums: &'a mut [T],
 }
 
@@ -485,17 +531,25 @@ kernel!(ScatterRadialBackward);
 impl<T: Real> ScatterRadialBackward<'_, T> {
     #[inline(always)]
     fn work<S: Simd, const G: usize>(self, simd: S) {
+        if self.radial.tabulated() {
+            self.edges::<S, G, true>(simd);
+        } else {
+            self.edges::<S, G, false>(simd);
+        }
+    }
+
+    #[inline(always)]
+    fn edges<S: Simd, const G: usize, const TABULATED: bool>(self, simd: S) {
         let groups = self.groups::<S, G>();
         let geometry = &self.run.geometry;
         let y_bar = T::vectors::<S>(self.y_bar);
         let zero = T::splat(simd, T::ZERO);
+        let radial_bars = T::vectors_mut::<S>(self.radial_bar.unwrap_or_default());
         let edges = self.tile.rows.clone();
-        for (((e, radial), radial_bar), sums) in edges
-            .zip(T::vectors::<S>(self.radial).chunks_exact(3 * groups))
-            .zip(T::vectors_mut::<S>(self.radial_bar).chunks_exact_mut(3 * groups))
-            .zip(self.sums.chunks_exact_mut(SUMS))
-        {
+        for (i, (e, sums)) in edges.zip(self.sums.chunks_exact_mut(SUMS)).enumerate() {
             let d = wigner(self.run, e);
+            let radial = self.radial.row(simd, i, e, 3 * groups);
+            let mut sloping = zero;
             let factor = self.scale * geometry.envelope[e];
             let p = T::splat(simd, factor);
             let y_bar = &y_bar[geometry.target[e] as usize * ROWS * groups..][..ROWS * groups];
@@ -505,11 +559,19 @@ impl<T: Real> ScatterRadialBackward<'_, T> {
                 let turned = rotate_in(simd, d, &load(y_bar, groups, g));
                 let mut k = [zero; ROWS];
                 for l in 0..3 {
-                    k[l] = radial[l * groups + g];
+                    let [value, slope] = radial.value_and_slope::<TABULATED>(simd, l * groups + g);
+                    k[l] = value;
                     along = T::fused(simd, turned[l], k[l], along);
-                    radial_bar[l * groups + g] = T::times(simd, p, turned[l]);
+                    if TABULATED {
+                        sloping = T::fused(simd, turned[l], slope, sloping);
+                    } else {
+                        radial_bars[(3 * i + l) * groups + g] = T::times(simd, p, turned[l]);
+                    }
                 }
                 torque = add_torque::<T, S>(simd, &turned, &k, torque);
+            }
+            if TABULATED {
+                sums[0] += factor * radial.slope * T::total(simd, sloping);
             }
             sums[1] += self.scale * T::total(simd, along);
             add_to_sums(d, -factor, totals::<T, S>(simd, torque), sums);
@@ -528,7 +590,11 @@ mod tests {
         assert!(fits(&layout) && !fits(&Layout::new(2, 1)));
         let edge_row: Vec<usize> = layout.degree_rows.concat();
         assert_eq!(edge_row, EDGE_ROW);
-        assert_eq!(layout.radial_row, RADIAL_ROW);
+        for (r, (plus, minus)) in PLUS.into_iter().zip(MINUS).enumerate() {
+            let rows: Vec<usize> = std::iter::once(plus).chain(minus).collect();
+            let of_r = |&row: &usize| layout.radial_row[row] == r;
+            assert_eq!(rows, (0..ROWS).filter(of_r).collect::<Vec<_>>());
+        }
         assert_eq!(layout.wigner_offset, [0, 1, 10]);
         assert_eq!(layout.wigner_len, WIGNER);
         for (l, &polar) in POLAR.iter().enumerate() {

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 pub struct Geometry<T> {
     /// Polynomial envelope p(d).
     pub envelope: Vec<T>,
-    /// Gaussians of the distance. `[E][basis]`
+    /// Gaussians of the distance. `[E][basis]`, or nothing where all radial networks are tabulated.
     pub gaussians: Vec<T>,
     /// Packed Wigner matrices. `[E][wigner_len]`
     pub wigner: Vec<T>,
@@ -67,7 +67,7 @@ impl Gaussians {
 
     /// All of them, outwards from the nearest, with three exponentials in double precision: a relative
     /// error of the number of steps times 1e-16.
-    fn fill<T: Real>(&self, d: f64, out: &mut [T]) {
+    pub fn fill<T: Real>(&self, d: f64, out: &mut [T]) {
         let (spacing, exponent) = (self.spacing, self.exponent);
         let nearest = ((d / spacing).round() as usize).min(out.len() - 1);
         let x = d - nearest as f64 * spacing;
@@ -123,7 +123,12 @@ fn polar(vectors: &[[f64; 3]]) -> ([[f64; LANES]; 3], [f64; LANES]) {
 
 impl<T: Real> Geometry<T> {
     /// Expands all edges of a batch.
-    pub fn new(program: &Program, wigner: &Wigner, batch: &[Structure]) -> Geometry<T> {
+    pub fn new(
+        program: &Program,
+        wigner: &Wigner,
+        batch: &[Structure],
+        with_gaussians: bool,
+    ) -> Geometry<T> {
         let edges: usize = batch.iter().map(|s| s.neighbors.len()).sum();
         let atoms: usize = batch.iter().map(|s| s.numbers.len()).sum();
         let mut source = Vec::with_capacity(edges);
@@ -164,7 +169,7 @@ impl<T: Real> Geometry<T> {
         let basis_functions = Gaussians::new(basis, program.cutoff);
         let mut geometry = Geometry {
             envelope: vec![T::ZERO; edges],
-            gaussians: vec![T::ZERO; edges * basis],
+            gaussians: vec![T::ZERO; if with_gaussians { edges * basis } else { 0 }],
             wigner: vec![T::ZERO; edges * width],
             distance: vec![0.0; edges],
             unit: vec![[0.0; 3]; edges],
@@ -175,9 +180,8 @@ impl<T: Real> Geometry<T> {
             outgoing,
         };
         geometry
-            .gaussians
-            .par_chunks_mut(LANES * basis)
-            .zip(geometry.wigner.par_chunks_mut(LANES * width))
+            .wigner
+            .par_chunks_mut(LANES * width)
             .zip(geometry.envelope.par_chunks_mut(LANES))
             .zip(geometry.distance.par_chunks_mut(LANES))
             .zip(geometry.unit.par_chunks_mut(LANES))
@@ -185,7 +189,7 @@ impl<T: Real> Geometry<T> {
             .with_min_len(256 / LANES)
             .for_each_init(
                 || vec![[0.0; LANES]; width],
-                |matrices, (((((gaussians, wigners), envelopes), distances), units), vectors)| {
+                |matrices, ((((wigners, envelopes), distances), units), vectors)| {
                     vectorised(
                         #[inline(always)]
                         || {
@@ -202,12 +206,17 @@ impl<T: Real> Geometry<T> {
                             }
                         },
                     );
-                    for (i, gaussians) in gaussians.chunks_exact_mut(basis).enumerate() {
+                    for i in 0..vectors.len() {
                         envelopes[i] = T::from_f64(envelope(distances[i], program.cutoff).0);
-                        basis_functions.fill(distances[i], gaussians);
                     }
                 },
             );
+        geometry
+            .gaussians
+            .par_chunks_mut(basis)
+            .zip(&geometry.distance)
+            .with_min_len(256)
+            .for_each(|(gaussians, d)| basis_functions.fill(*d, gaussians));
         geometry
     }
 }

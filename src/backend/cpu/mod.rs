@@ -17,6 +17,7 @@ mod linear;
 mod matmul;
 mod norm;
 mod radial;
+mod radial_table;
 pub mod real;
 mod rotate;
 mod run;

@@ -5,6 +5,7 @@ use super::matmul::{Start, matmul};
 use super::real::{LANES, Real, add_lanes, vectorised};
 use super::run::{Frame, Run, SUMS, Tile};
 use super::vector::{by_groups, groups_of, run as run_kernel};
+use super::weights::{Linear, RadialNetwork};
 use crate::nn::Buf;
 use crate::nn::op::RadialMlp;
 use pulp::{Simd, WithSimd};
@@ -127,6 +128,85 @@ impl<T: Real> NormSiluBackward<'_, T> {
 
 by_groups!(NormSiluBackward, width);
 
+/// The layers of a network.
+struct Layers<'a, T> {
+    gaussians: &'a Linear<T>,
+    norm_1: [&'a [T]; 2],
+    second: (&'a Linear<T>, &'a [T]),
+    norm_2: [&'a [T]; 2],
+    third: (&'a Linear<T>, &'a [T]),
+}
+
+impl<T: Real> Layers<'_, T> {
+    /// Gaussians `[rows][basis]` in. `h1` holds what the elements contribute to the first layer and becomes
+    /// all of it; `h2` is the second layer.
+    fn apply(&self, rows: usize, gaussians: &[T], h1: &mut [T], h2: &mut [T], y: &mut [T]) {
+        let hidden = self.gaussians.out;
+        matmul(
+            rows,
+            (gaussians, self.gaussians.input),
+            &self.gaussians.forward,
+            Start::Add,
+            (h1, hidden),
+        );
+        let mut activated = vec![T::ZERO; rows * hidden];
+        let norm_silu = |x: &[T], [weight, bias]: [&[T]; 2], out: &mut [T]| {
+            let kernel = NormSilu {
+                width: hidden,
+                x,
+                weight,
+                bias,
+                out,
+            };
+            run_kernel(hidden, kernel);
+        };
+        norm_silu(h1, self.norm_1, &mut activated);
+        let (w, bias) = self.second;
+        matmul(
+            rows,
+            (&activated, hidden),
+            &w.forward,
+            Start::Bias(bias),
+            (h2, hidden),
+        );
+        norm_silu(h2, self.norm_2, &mut activated);
+        let (w, bias) = self.third;
+        matmul(
+            rows,
+            (&activated, hidden),
+            &w.forward,
+            Start::Bias(bias),
+            (y, w.out),
+        );
+    }
+}
+
+/// A network of one source and one target element at many distances. `[rows][basis]` -> `[rows][width]`
+pub(super) fn of_pair(
+    network: &RadialNetwork,
+    (source, target): (u8, u8),
+    gaussians: &[f64],
+) -> Vec<f64> {
+    let tables = &network.tables;
+    let hidden = tables.gaussians.out;
+    let rows = gaussians.len() / tables.gaussians.input;
+    let source = &tables.source[usize::from(source) * hidden..][..hidden];
+    let target = &tables.target[usize::from(target) * hidden..][..hidden];
+    let elements: Vec<f64> = source.iter().zip(target).map(|(s, t)| s + t).collect();
+    let mut h1 = elements.repeat(rows);
+    let mut h2 = vec![0.0; rows * hidden];
+    let mut y = vec![0.0; rows * network.width()];
+    let layers = Layers {
+        gaussians: &tables.gaussians,
+        norm_1: network.norm_1.each_ref().map(Vec::as_slice),
+        second: (&network.second.0, &network.second.1),
+        norm_2: network.norm_2.each_ref().map(Vec::as_slice),
+        third: (&network.third.0, &network.third.1),
+    };
+    layers.apply(rows, gaussians, &mut h1, &mut h2, &mut y);
+    y
+}
+
 /// See [`Op::Radial`](crate::nn::Op::Radial).
 pub(super) fn forward<T: Real>(
     run: &Run<T>,
@@ -136,14 +216,18 @@ pub(super) fn forward<T: Real>(
     mlp: &RadialMlp,
     [hidden_1, hidden_2, out]: [Buf; 3],
 ) {
+    let system = run.system(tile);
+    if system.tabulated {
+        return; // who needs its numbers takes them from tables
+    }
     let tables = run.weights.radial[op]
         .as_ref()
         .expect("made for every radial operation");
-    let system = run.system(tile);
     let (rows, basis) = (tile.rows.len(), run.program.basis);
     let hidden = tables.gaussians.out;
     let plain = |w| run.weights.plain(w);
     let linear = |w| run.weights.linear(w, &system.mixed, 0);
+    let norm = |(weight, bias)| [plain(weight), plain(bias)];
 
     let h1 = frame.take(hidden_1);
     for (row, e) in h1.chunks_exact_mut(hidden).zip(tile.rows.clone()) {
@@ -155,49 +239,17 @@ pub(super) fn forward<T: Real>(
         }
     }
     let gaussians = &run.geometry.gaussians[tile.rows.start * basis..tile.rows.end * basis];
-    matmul(
-        rows,
-        (gaussians, basis),
-        &tables.gaussians.forward,
-        Start::Add,
-        (h1, hidden),
-    );
-
-    let mut activated = vec![T::ZERO; rows * hidden];
-    let norm_silu = |x: &[T], (weight, bias), out: &mut [T]| {
-        let (weight, bias) = (plain(weight), plain(bias));
-        let kernel = NormSilu {
-            width: hidden,
-            x,
-            weight,
-            bias,
-            out,
-        };
-        run_kernel(hidden, kernel);
+    let (h2, y) = (frame.take(hidden_2), frame.take(out));
+    let layers = Layers {
+        gaussians: &tables.gaussians,
+        norm_1: norm(mlp.norm_1),
+        second: (linear(mlp.second.0), plain(mlp.second.1)),
+        norm_2: norm(mlp.norm_2),
+        third: (linear(mlp.third.0), plain(mlp.third.1)),
     };
-    norm_silu(h1, mlp.norm_1, &mut activated);
+    layers.apply(rows, gaussians, h1, h2, y);
     frame.put(hidden_1, h1);
-
-    let h2 = frame.take(hidden_2);
-    matmul(
-        rows,
-        (&activated, hidden),
-        &linear(mlp.second.0).forward,
-        Start::Bias(plain(mlp.second.1)),
-        (h2, hidden),
-    );
-    norm_silu(h2, mlp.norm_2, &mut activated);
     frame.put(hidden_2, h2);
-
-    let y = frame.take(out);
-    let w = linear(mlp.third.0);
-    matmul(
-        rows,
-        (&activated, hidden),
-        &w.forward,
-        Start::Bias(plain(mlp.third.1)),
-        (y, w.out),
-    );
     frame.put(out, y);
 }
 
@@ -211,10 +263,13 @@ pub(super) fn backward<T: Real>(
     mlp: &RadialMlp,
     [hidden_1, hidden_2, out]: [Buf; 3],
 ) {
+    let system = run.system(tile);
+    if system.tabulated {
+        return; // who has the gradients of its numbers knows their slopes
+    }
     let tables = run.weights.radial[op]
         .as_ref()
         .expect("made for every radial operation");
-    let system = run.system(tile);
     let (rows, basis) = (tile.rows.len(), run.program.basis);
     let hidden = tables.gaussians.out;
     let plain = |w| run.weights.plain(w);

@@ -200,18 +200,18 @@ pub(super) fn gather<T: Real>(
 ) {
     let y = frame.take(out);
     let radial_width = run.program.width(radial);
-    let radial = run.value(frame, tile, radial);
     let x = &run.arena.values[x.0];
     if degree_two::fits(run.layout) {
         degree_two::Gather {
             run,
             tile,
             x,
-            radial,
+            radial: run.radial(frame, tile, radial),
             y,
         }
         .run();
     } else {
+        let radial = run.value(frame, tile, radial);
         vectorised(
             #[inline(always)]
             || {
@@ -291,29 +291,33 @@ pub(super) fn gather_backward<T: Real>(
     frame: &mut Frame<T>,
     [x, radial, gradient, out]: [Buf; 4],
 ) {
-    let buffers = GatherBackward {
-        x: &run.arena.values[x.0],
-        radial: run.value(values, tile, radial),
-        radial_width: run.program.width(radial),
-        y_bar: frame.take(out),
-        radial_bar: frame.take(radial),
-        n_bar: frame.take(gradient),
-        sums: frame.sums.take().expect("edge segments carry the sums"),
-    };
-    let mut buffers = buffers;
+    let x = &run.arena.values[x.0];
+    let y_bar = frame.take(out);
+    let n_bar = frame.take(gradient);
+    let sums = frame.sums.take().expect("edge segments carry the sums");
+    let mut radial_bar = frame.take_if_there(radial);
     if degree_two::fits(run.layout) {
         degree_two::GatherBackward {
             run,
             tile,
-            x: buffers.x,
-            radial: buffers.radial,
-            y_bar: buffers.y_bar,
-            radial_bar: buffers.radial_bar,
-            n_bar: buffers.n_bar,
-            sums: buffers.sums,
+            x,
+            radial: run.radial(values, tile, radial),
+            y_bar,
+            radial_bar: radial_bar.as_deref_mut(),
+            n_bar,
+            sums,
         }
         .run();
     } else {
+        let mut buffers = GatherBackward {
+            x,
+            radial: run.value(values, tile, radial),
+            radial_width: run.program.width(radial),
+            y_bar,
+            radial_bar: radial_bar.as_deref_mut().expect("written, not tabulated"),
+            n_bar,
+            sums,
+        };
         vectorised(
             #[inline(always)]
             || {
@@ -324,20 +328,22 @@ pub(super) fn gather_backward<T: Real>(
             },
         );
     }
-    frame.sums = Some(buffers.sums);
-    frame.put(gradient, buffers.n_bar);
-    frame.put(radial, buffers.radial_bar);
-    frame.put(out, buffers.y_bar);
+    frame.sums = Some(sums);
+    frame.put(gradient, n_bar);
+    if let Some(radial_bar) = radial_bar {
+        frame.put(radial, radial_bar);
+    }
+    frame.put(out, y_bar);
 }
 
-struct GatherBackward<'v, 'f, T> {
-    x: &'v [T],
-    radial: &'v [T],
+struct GatherBackward<'a, T> {
+    x: &'a [T],
+    radial: &'a [T],
     radial_width: usize,
-    y_bar: &'f mut [T],
-    radial_bar: &'f mut [T],
-    n_bar: &'f mut [T],
-    sums: &'f mut [T],
+    y_bar: &'a [T],
+    radial_bar: &'a mut [T],
+    n_bar: &'a mut [T],
+    sums: &'a mut [T],
 }
 
 #[inline(always)]
@@ -703,18 +709,18 @@ pub(super) fn scatter_radial<T: Real>(
 ) {
     let y = frame.take(out);
     y.fill(T::ZERO); // as in `scatter`
-    let radial = &run.arena.values[radial.0];
     let scale = T::from_f64(scale);
     if degree_two::fits(run.layout) {
         degree_two::ScatterRadial {
             run,
             tile,
-            radial,
+            radial: run.radial_of_all(tile, radial),
             scale,
             y,
         }
         .run();
     } else {
+        let radial = &run.arena.values[radial.0];
         vectorised(
             #[inline(always)]
             || {
@@ -774,8 +780,7 @@ pub(super) fn scatter_radial_backward<T: Real>(
     out: Buf,
 ) {
     let y_bar = &run.arena.gradients[out.0];
-    let value = run.value(values, tile, radial);
-    let bar = frame.take(radial);
+    let mut bar = frame.take_if_there(radial);
     let sums = frame
         .sums
         .as_deref_mut()
@@ -786,13 +791,15 @@ pub(super) fn scatter_radial_backward<T: Real>(
             run,
             tile,
             y_bar,
-            radial: value,
+            radial: run.radial(values, tile, radial),
             scale,
-            radial_bar: bar,
+            radial_bar: bar.as_deref_mut(),
             sums,
         }
         .run();
     } else {
+        let value = run.value(values, tile, radial);
+        let bar = bar.as_deref_mut().expect("written, not tabulated");
         vectorised(
             #[inline(always)]
             || {
@@ -803,7 +810,9 @@ pub(super) fn scatter_radial_backward<T: Real>(
             },
         );
     }
-    frame.put(radial, bar);
+    if let Some(bar) = bar {
+        frame.put(radial, bar);
+    }
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 
 use super::dispatch::{backward_op, forward_op};
 use super::geometry::{Geometry, envelope};
+use super::radial_table::{RadialRows, RunTables, Tables};
 use super::real::Real;
 use super::rotate;
 use super::schedule::{Half, Schedule, Segment, gradient_buffers};
@@ -20,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const EDGE_TILE_BYTES: usize = 2 << 20;
 /// Fewest and most edges per tile: the matrix products need some rows to run near their peak, and
 /// small systems must still give every thread something to do.
-const EDGE_TILE: std::ops::RangeInclusive<usize> = 96..=384;
+const EDGE_TILE: std::ops::RangeInclusive<usize> = 96..=192;
 /// Edges per tile of a small system: fewer leave the matrix products waiting for the weights.
 const SMALLEST_TILE: usize = 66;
 /// Rows that the library's widest kernel takes at once.
@@ -40,6 +41,8 @@ pub struct CpuBackend<T> {
     weights: Weights<T>,
     wigner: Wigner,
     generators: Vec<rotate::GeneratorPair<T>>,
+    /// Radial networks as polynomials, for narrow models.
+    tables: Option<Tables<T>>,
     /// Most recently used last.
     mixed: Mutex<VecDeque<(String, Arc<Mixed<T>>)>>,
     /// Values kept for the backward pass, bytes; above it the edges are computed again.
@@ -84,6 +87,8 @@ pub(super) struct RunSystem<T> {
     pub edges: Range<usize>,
     pub conditioning: Arc<Conditioning>,
     pub mixed: Arc<Mixed<T>>,
+    /// Whether its radial networks are tabulated.
+    pub tabulated: bool,
 }
 
 /// What every kernel may read.
@@ -96,6 +101,8 @@ pub(super) struct Run<'a, T> {
     /// Element of each atom of the batch.
     pub numbers: Vec<u8>,
     pub geometry: Geometry<T>,
+    /// Of the systems whose radial networks are tabulated.
+    tables: RunTables<'a, T>,
     pub arena: Arena<T>,
     /// Most edges per tile.
     edge_tile: usize,
@@ -157,6 +164,11 @@ impl<'a, T: Real> Frame<'a, T> {
             .expect("the schedule gives every operation its buffers")
     }
 
+    /// The same for a buffer that the run may not have.
+    pub fn take_if_there(&mut self, buf: Buf) -> Option<&'a mut [T]> {
+        self.slices[buf.0].take()
+    }
+
     /// Puts a slice back.
     pub fn put(&mut self, buf: Buf, slice: &'a mut [T]) {
         self.slices[buf.0] = Some(slice);
@@ -175,6 +187,38 @@ impl<T: Real> Run<'_, T> {
         frame.get(buf).unwrap_or_else(|| {
             &self.arena.values[buf.0][tile.rows.start * width..tile.rows.end * width]
         })
+    }
+
+    /// The radial numbers of the edges of a tile: of a network with this output.
+    pub fn radial<'f>(&'f self, frame: &'f Frame<T>, tile: &Tile, buf: Buf) -> RadialRows<'f, T> {
+        if self.system(tile).tabulated {
+            self.tables.rows(buf)
+        } else {
+            RadialRows::Written(self.value(frame, tile, buf))
+        }
+    }
+
+    /// The radial numbers of all edges: of a network with this output.
+    pub fn radial_of_all(&self, tile: &Tile, buf: Buf) -> RadialRows<'_, T> {
+        if self.system(tile).tabulated {
+            self.tables.rows(buf)
+        } else {
+            RadialRows::Written(&self.arena.values[buf.0])
+        }
+    }
+
+    /// Whether a buffer is used: those of radial networks are not where all are tabulated.
+    fn needs(&self, buf: Buf) -> bool {
+        self.systems.iter().any(|s| !s.tabulated)
+            || !self.program.ops.iter().any(|op| match *op {
+                Op::Radial {
+                    hidden_1,
+                    hidden_2,
+                    out,
+                    ..
+                } => [hidden_1, hidden_2, out].contains(&buf),
+                _ => false,
+            })
     }
 
     /// The system of a tile.
@@ -198,9 +242,10 @@ impl<T: Real> CpuBackend<T> {
         let edge_tile = edge_tile.clamp(*EDGE_TILE.start(), *EDGE_TILE.end());
         CpuBackend {
             schedule: Schedule::new(&program),
-            weights: Weights::new(program.clone(), source),
             wigner: Wigner::new(&program.layout),
             generators: rotate::generator_pairs(&generators(program.layout.lmax)),
+            tables: Tables::new(&program, &*source),
+            weights: Weights::new(program.clone(), source),
             mixed: Mutex::new(VecDeque::new()),
             program,
             keep_bytes,
@@ -267,17 +312,23 @@ impl<T: Real> CpuBackend<T> {
     fn start<'a>(&'a self, batch: &[Structure], arena: Arena<T>) -> Run<'a, T> {
         let mut systems = Vec::with_capacity(batch.len());
         let (mut atom, mut edge) = (0, 0);
-        for structure in batch {
+        let mut tables = RunTables::new(self.tables.as_ref(), batch);
+        for (i, structure) in batch.iter().enumerate() {
             let (atoms, edges) = (structure.numbers.len(), structure.neighbors.len());
             systems.push(RunSystem {
                 atoms: atom..atom + atoms,
                 edges: edge..edge + edges,
                 conditioning: structure.conditioning.clone(),
                 mixed: self.mixed(&structure.conditioning),
+                tabulated: tables.tabulated(i),
             });
             atom += atoms;
             edge += edges;
         }
+        let written = systems.iter().any(|s| !s.tabulated);
+        let geometry = Geometry::new(&self.program, &self.wigner, batch, written);
+        let parts = systems.iter().map(|s| (s.atoms.start, s.edges.clone()));
+        tables.locate(&geometry, parts);
         Run {
             program: &self.program,
             layout: &self.program.layout,
@@ -288,7 +339,8 @@ impl<T: Real> CpuBackend<T> {
                 .iter()
                 .flat_map(|s| s.numbers.iter().copied())
                 .collect(),
-            geometry: Geometry::new(&self.program, &self.wigner, batch),
+            geometry,
+            tables,
             arena,
             edge_tile: self.edge_tile,
         }
@@ -300,7 +352,7 @@ impl<T: Real> CpuBackend<T> {
             let outputs: Vec<Buf> = self
                 .writes(segment)
                 .into_iter()
-                .filter(|buf| self.schedule.kept[buf.0])
+                .filter(|buf| self.schedule.kept[buf.0] && run.needs(*buf))
                 .filter(|buf| !recompute || self.outlives_layer(*buf))
                 .collect();
             let mut values: Vec<Vec<T>> = outputs
@@ -322,7 +374,7 @@ impl<T: Real> CpuBackend<T> {
             let scratch: Vec<Buf> = self
                 .writes(segment)
                 .into_iter()
-                .filter(|buf| !outputs.contains(buf))
+                .filter(|buf| !outputs.contains(buf) && run.needs(*buf))
                 .collect();
             over_tiles(&tiles, &mut frames, |tile, frame| {
                 self.with_scratch(tile.rows.len(), &scratch, |mut pieces| {
@@ -424,7 +476,9 @@ impl<T: Real> CpuBackend<T> {
             .iter()
             .flat_map(|&(op, _)| gradient_buffers(&self.program.ops[op]))
             .filter(|buf| {
-                self.program.buffers[buf.0].domain == Domain::Edge && !gathered.contains(buf)
+                self.program.buffers[buf.0].domain == Domain::Edge
+                    && !gathered.contains(buf)
+                    && run.needs(*buf)
             })
             .collect();
         scratch.sort();
@@ -558,6 +612,8 @@ impl<T: Real> CpuBackend<T> {
                 gradient: system
                     .edges
                     .clone()
+                    .into_par_iter()
+                    .with_min_len(512)
                     .map(|e| {
                         let [dd, dp, x, y, z] =
                             std::array::from_fn(|i| sums[e * SUMS + i].to_f64());
@@ -581,11 +637,15 @@ impl<T: Real> Backend for CpuBackend<T> {
         let arena = lock()
             .pop()
             .unwrap_or_else(|| Arena::new(self.program.buffers.len()));
-        let mut run = self.start(batch, arena);
-        let edges = run.geometry.source.len();
-        let recompute = edges * self.kept_width() * size_of::<T>() > self.keep_bytes;
-        let outputs = self.evaluate(&mut run, recompute);
-        let Run { arena, .. } = run;
+        // As a whole on a thread of the pool: a caller from elsewhere would wait to be woken after every
+        // segment, which takes longer than the segments of a small molecule.
+        let (arena, outputs) = rayon::scope(|_| {
+            let mut run = self.start(batch, arena);
+            let edges = run.geometry.source.len();
+            let recompute = edges * self.kept_width() * size_of::<T>() > self.keep_bytes;
+            let outputs = self.evaluate(&mut run, recompute);
+            (run.arena, outputs)
+        });
         lock().push(arena);
         Ok(outputs)
     }

@@ -164,6 +164,44 @@ pub struct RadialTables<T> {
     pub target: Vec<T>,
 }
 
+/// A whole radial network in double precision: what tables are made from.
+pub struct RadialNetwork {
+    /// First layer.
+    pub tables: RadialTables<f64>,
+    /// LayerNorm after it.
+    pub norm_1: [Vec<f64>; 2],
+    /// Second layer and its bias.
+    pub second: (Linear<f64>, Vec<f64>),
+    /// LayerNorm after it.
+    pub norm_2: [Vec<f64>; 2],
+    /// Third layer and its bias.
+    pub third: (Linear<f64>, Vec<f64>),
+}
+
+impl RadialNetwork {
+    /// Reads its weights.
+    pub fn new(program: &Program, source: &dyn WeightSource, mlp: &RadialMlp) -> RadialNetwork {
+        let values = |w: Weight| convert::<f64>(&source.weight(&program.weights[w.0].name));
+        let linear = |(w, bias): (Weight, Weight)| {
+            let shape = &program.weights[w.0].shape;
+            (Linear::new(shape[0], shape[1], &values(w)), values(bias))
+        };
+        let norm = |(weight, bias): (Weight, Weight)| [values(weight), values(bias)];
+        RadialNetwork {
+            tables: radial_tables(program, source, mlp),
+            norm_1: norm(mlp.norm_1),
+            second: linear(mlp.second),
+            norm_2: norm(mlp.norm_2),
+            third: linear(mlp.third),
+        }
+    }
+
+    /// Numbers that it gives.
+    pub fn width(&self) -> usize {
+        self.third.0.out
+    }
+}
+
 /// All weights that do not depend on the system, and how to get the others.
 pub struct Weights<T> {
     program: Arc<Program>,
