@@ -43,7 +43,8 @@ struct Arguments {
     /// Number types, each a table; with --nve also f64, on the CPU.
     #[arg(long, value_delimiter = ',', default_value = "tf32,f16,f32")]
     precision: Vec<String>,
-    /// si-1000, cu-1000, cu-864, si-150, si-216, si-32768, molecules-25, ethanol, molecules-64, largest.
+    /// si-1000, cu-1000, cu-864, si-150, si-216, si-32768, molecules-25, ethanol, water, molecules-64,
+    /// largest.
     #[arg(
         long,
         value_delimiter = ',',
@@ -211,6 +212,17 @@ fn ethanol() -> System {
     }
 }
 
+/// The smallest molecule that moves in all ways that molecules do.
+fn water() -> System {
+    System {
+        numbers: vec![8, 1, 1],
+        positions: vec![[0.0, 0.0, 0.0], [0.957, 0.0, 0.0], [-0.24, 0.927, 0.0]],
+        task: "omol".into(),
+        spin: 1,
+        ..System::default()
+    }
+}
+
 fn case(name: &str) -> Vec<System> {
     match name {
         "si-1000" => vec![silicon([10, 10, 5])],
@@ -223,6 +235,7 @@ fn case(name: &str) -> Vec<System> {
         "molecules-25" => molecules_25(),
         "molecules-64" => (0..64).map(|i| chain(10 + i % 13, i % 3)).collect(),
         "ethanol" => vec![ethanol()],
+        "water" => vec![water()],
         other => panic!("--cases {other}: see --help"),
     }
 }
