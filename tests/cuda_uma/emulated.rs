@@ -175,3 +175,28 @@ fn a_backend_goes_on_after_an_error_with_a_fresh_context_and_the_same_bits() {
         assert_eq!(answers(&potential, &systems), expected, "sticky: {sticky}");
     }
 }
+
+/// What an evaluation of a small molecule takes is the time from one kernel to the next.
+#[test]
+fn an_evaluation_has_few_kernels_and_fills_only_what_nobody_writes() {
+    let device = Arc::new(HostDevice::default());
+    let potential = on_host(Precision::Tf32, &device);
+    let systems = [golden("ethanol")];
+    let systems: Vec<&System> = systems.iter().collect();
+    let mut work = [0; 3];
+    let mut bits = Vec::new();
+    for _ in 0..4 {
+        let before = device.work();
+        bits.push(answers(&potential, &systems));
+        work = std::array::from_fn(|k| device.work()[k] - before[k]);
+    }
+    println!("kernels, copies, fillings: {work:?}");
+    let layers = checkpoint("1p2").config.num_layers as u64;
+    // What is before and behind the blocks, the search and the first layers of all radial networks among it.
+    assert_eq!(work[0], 30 + 29 * layers);
+    // The inputs, from where they were copied to.
+    assert_eq!(work[1], 2);
+    // Rows of the last norm that no head reads.
+    assert_eq!(work[2], 1);
+    assert!(bits.iter().all(|other| *other == bits[0]));
+}
