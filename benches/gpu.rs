@@ -17,7 +17,7 @@ use clap::Parser;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use umaserve::backend::cuda::device::{Device, DeviceInfo};
@@ -33,6 +33,7 @@ use umaserve::potential::evaluate;
 use umaserve::potential::uma::{
     Checkpoint, Precision, UmaConfig, UmaOptions, UmaPotential, network,
 };
+use umaserve::structure_file::{Extra, write_frame};
 use umaserve::system::{Cell, System};
 
 #[derive(Parser)]
@@ -54,6 +55,10 @@ struct Arguments {
     /// Timed evaluations of each case.
     #[arg(long, default_value_t = 30)]
     runs: usize,
+    /// Writes the structures of the cases into this folder, CASE.xyz each, for tools/gpu/peer.py, and needs no
+    /// device.
+    #[arg(long)]
+    write_cases: Option<PathBuf>,
     /// Steps at constant energy instead of the table; needs --model.
     #[arg(long)]
     nve: Option<usize>,
@@ -630,6 +635,19 @@ fn predicted(arguments: &Arguments, precisions: &[Precision]) {
     }
 }
 
+/// One file of each case, with all of its structures, the task and what the model asks of charge and spin.
+fn write_cases(folder: &Path, cases: &[String]) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for name in cases {
+        let mut text = Vec::new();
+        for system in case(name) {
+            write_frame(&mut text, &system, None, Extra::default())?;
+        }
+        std::fs::write(folder.join(format!("{name}.xyz")), text)?;
+    }
+    Ok(())
+}
+
 fn edges(systems: &[System], cutoff: f64) -> usize {
     let lists = systems.par_iter();
     lists
@@ -640,6 +658,13 @@ fn edges(systems: &[System], cutoff: f64) -> usize {
 fn main() {
     let arguments = Arguments::parse();
     let precisions: Vec<Precision> = arguments.precision.iter().map(|p| number_type(p)).collect();
+    if let Some(folder) = &arguments.write_cases {
+        if let Err(error) = write_cases(folder, &arguments.cases) {
+            eprintln!("gpu: {}: {error}", folder.display());
+            std::process::exit(1);
+        }
+        return;
+    }
     if arguments.predict {
         predicted(&arguments, &precisions);
         return;
