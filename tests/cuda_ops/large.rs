@@ -1,6 +1,6 @@
-//! Places in memory beyond 2^31 elements: every kernel computes the same for a few atoms and edges whether
+//! Places in memory beyond 2^32 elements: every kernel computes the same for a few atoms and edges whether
 //! these are the first of a batch or stand behind millions of others, which are pages of a reserved mapping
-//! that nobody touches. An offset in 32 bits would wrap or overflow and read or write elsewhere.
+//! that nobody touches. An offset in 32 bits, signed or not, would wrap and read or write elsewhere.
 
 use super::*;
 use memmap2::{MmapMut, MmapOptions};
@@ -16,7 +16,7 @@ const ATOMS: usize = 3;
 const SOURCE: [u32; EDGES] = [1, 2, 0, 2, 0, 1];
 const EDGES: usize = 6;
 /// Elements that lie before the first of the rows at hand.
-const BEFORE: usize = (1 << 31) + (1 << 20);
+const BEFORE: usize = (1 << 32) + (1 << 20);
 
 /// What the rows of an array are.
 #[derive(Clone, Copy, PartialEq)]
@@ -163,7 +163,7 @@ impl Far {
 /// What a family of kernels writes, by name.
 type Written = Vec<(&'static str, Vec<u8>)>;
 
-/// Runs a family behind nothing, and where the rows of the widest array lie beyond 2^31 elements.
+/// Runs a family behind nothing, and where the rows of the widest array lie beyond 2^32 elements.
 fn check(atoms: Option<usize>, edges: Option<usize>, family: impl Fn(&Far) -> Written) {
     let rows = |width: Option<usize>| width.map_or(0, |width| BEFORE / width);
     let near = family(&Far::new(0, 0));
