@@ -75,6 +75,7 @@ def main():
         structures = ase.io.read(path, index=":")
         name = os.path.splitext(os.path.basename(path))[0]
         if args.device == "cuda":
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats()
         unit = load_predict_unit(
             args.checkpoint, inference_settings=SETTINGS[args.mode](), device=args.device
