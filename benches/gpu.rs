@@ -17,7 +17,7 @@ use clap::Parser;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use umaserve::backend::cuda::device::{Device, DeviceInfo};
@@ -33,6 +33,7 @@ use umaserve::potential::evaluate;
 use umaserve::potential::uma::{
     Checkpoint, Precision, UmaConfig, UmaOptions, UmaPotential, network,
 };
+use umaserve::structure_file::{Extra, write_frame};
 use umaserve::system::{Cell, System};
 
 #[derive(Parser)]
@@ -43,7 +44,8 @@ struct Arguments {
     /// Number types, each a table; with --nve also f64, on the CPU.
     #[arg(long, value_delimiter = ',', default_value = "tf32,f16,f32")]
     precision: Vec<String>,
-    /// si-1000, cu-1000, cu-864, si-150, si-216, si-32768, molecules-25, ethanol, molecules-64, largest.
+    /// si-1000, cu-1000, cu-864, si-150, si-216, si-32768, molecules-25, ethanol, water, molecules-64,
+    /// largest.
     #[arg(
         long,
         value_delimiter = ',',
@@ -53,6 +55,10 @@ struct Arguments {
     /// Timed evaluations of each case.
     #[arg(long, default_value_t = 30)]
     runs: usize,
+    /// Writes the structures of the cases into this folder, CASE.xyz each, for tools/gpu/peer.py, and needs no
+    /// device.
+    #[arg(long)]
+    write_cases: Option<PathBuf>,
     /// Steps at constant energy instead of the table; needs --model.
     #[arg(long)]
     nve: Option<usize>,
@@ -211,6 +217,17 @@ fn ethanol() -> System {
     }
 }
 
+/// The smallest molecule that moves in all ways that molecules do.
+fn water() -> System {
+    System {
+        numbers: vec![8, 1, 1],
+        positions: vec![[0.0, 0.0, 0.0], [0.957, 0.0, 0.0], [-0.24, 0.927, 0.0]],
+        task: "omol".into(),
+        spin: 1,
+        ..System::default()
+    }
+}
+
 fn case(name: &str) -> Vec<System> {
     match name {
         "si-1000" => vec![silicon([10, 10, 5])],
@@ -223,6 +240,7 @@ fn case(name: &str) -> Vec<System> {
         "molecules-25" => molecules_25(),
         "molecules-64" => (0..64).map(|i| chain(10 + i % 13, i % 3)).collect(),
         "ethanol" => vec![ethanol()],
+        "water" => vec![water()],
         other => panic!("--cases {other}: see --help"),
     }
 }
@@ -617,6 +635,19 @@ fn predicted(arguments: &Arguments, precisions: &[Precision]) {
     }
 }
 
+/// One file of each case, with all of its structures, the task and what the model asks of charge and spin.
+fn write_cases(folder: &Path, cases: &[String]) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for name in cases {
+        let mut text = Vec::new();
+        for system in case(name) {
+            write_frame(&mut text, &system, None, Extra::default())?;
+        }
+        std::fs::write(folder.join(format!("{name}.xyz")), text)?;
+    }
+    Ok(())
+}
+
 fn edges(systems: &[System], cutoff: f64) -> usize {
     let lists = systems.par_iter();
     lists
@@ -627,6 +658,13 @@ fn edges(systems: &[System], cutoff: f64) -> usize {
 fn main() {
     let arguments = Arguments::parse();
     let precisions: Vec<Precision> = arguments.precision.iter().map(|p| number_type(p)).collect();
+    if let Some(folder) = &arguments.write_cases {
+        if let Err(error) = write_cases(folder, &arguments.cases) {
+            eprintln!("gpu: {}: {error}", folder.display());
+            std::process::exit(1);
+        }
+        return;
+    }
     if arguments.predict {
         predicted(&arguments, &precisions);
         return;

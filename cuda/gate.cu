@@ -3,7 +3,8 @@
 //   gate_edges            x[edges][lmax H | R H] -> out[edges][R H]; x is a Value, out an Operand
 //   gate_edges_backward   x_bar = out_bar sigmoid(g), g_bar = sigmoid (1 - sigmoid) sum over the rows
 //                         of the degree of out_bar x, degree 0: x_bar = out_bar silu'(x)
-//   gate_atoms(_backward) the same with all atom rows x[N][S][H] and gates[N][lmax H], f32
+//   gate_atoms(_backward) the same with all atom rows x[N][S][H] and gates[N][lmax H], f32; backwards, if
+//                         wanted, through the SiLU that made the gates too
 //
 // Memory: everything is read once and written once. A thread has V neighbouring channels of an edge
 // or atom, all rows.
@@ -96,7 +97,7 @@ template <bool EDGES, int V, class Value, class Operand>
 __device__ __forceinline__ void gate_backward(const Value* gates, const Value* x,
                                               const Value* out_bar, Operand* gates_bar,
                                               Operand* x_bar, uint32_t channels, int lmax, int mmax,
-                                              bool accumulate) {
+                                              bool accumulate, const float* gates_pre = nullptr) {
     for (int l = 0; l <= lmax; l++) {
         float s[V] = {}, s_bar[V] = {};
         if (l > 0) {
@@ -137,6 +138,12 @@ __device__ __forceinline__ void gate_backward(const Value* gates, const Value* x
         if (l > 0) {
 #pragma unroll
             for (int v = 0; v < V; v++) s_bar[v] *= s[v] * (1.0f - s[v]);
+            if (gates_pre) {
+                float before[V];
+                load(gates_pre + (l - 1) * channels, before);
+#pragma unroll
+                for (int v = 0; v < V; v++) s_bar[v] *= silu_slope(before[v]);
+            }
             add_or_write(gates_bar + (l - 1) * channels, s_bar, accumulate);
         }
     }
@@ -229,7 +236,8 @@ __device__ __forceinline__ void gate_atoms_backward_of(const GateAtomsBackwardPa
         const uint32_t c = group * V;
         gate_backward<false, V>(p.gates + gates_at + c, p.x + at + c, p.gradient + at + c,
                                 p.gates_gradient + gates_at + c, p.x_gradient + at + c, p.channels,
-                                p.lmax, p.lmax, p.accumulate != 0);
+                                p.lmax, p.lmax, p.accumulate != 0,
+                                p.gates_pre ? p.gates_pre + gates_at + c : nullptr);
     }
 }
 

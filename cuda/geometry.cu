@@ -146,7 +146,9 @@ KERNEL(edge_force, EdgeForceParams) {
     for (int k = 0; k < 3; k++) unit[k] /= d;
     double value, slope;
     envelope_at(d, p.cutoff, value, slope);
-    const double along = double(p.d_distance[e]) + double(p.d_envelope[e]) * slope;
+    float radial = 0.0f;
+    for (uint32_t n = p.networks; n > 0; n--) radial += p.d_distance[(n - 1) * p.edge_stride + e];
+    const double along = double(radial) + double(p.d_envelope[e]) * slope;
     for (int k = 0; k < 3; k++) {
         const int i = (k + 1) % 3, j = (k + 2) % 3;
         p.gradient[3 * e + k] =

@@ -5,7 +5,7 @@
 //                        s = (mean over channels of sum over rows w z^2 + 1e-5)^(-1/2),
 //                        out = z s weight[l] (+ bias, + conditioning in row 0), w = 1/((2l+1)(lmax+1))
 //   rms_norm_backward    h = out_bar ⊙ weight: z_bar = s h - s^3 / C (sum h z) w z; row 0 loses its mean
-//   balance_shift, balance   x[i][0][c] -= (sum over the system - wanted) / atoms; self-adjoint
+//   balance              x[i][0][c] -= (sum over the system - wanted) / atoms, in place; self-adjoint
 //   silu_rows, add_nodes elementwise
 //
 // Shapes: x[N][S][C], conditioning[systems][C], weight[lmax + 1][C].
@@ -131,12 +131,26 @@ KERNEL_BOUNDS(rms_norm, RmsNormParams, NORM_THREADS, 1) {
     }
 }
 
+// The gradient of the output: one array, or two that are added.
+template <int V>
+__device__ __forceinline__ void load_gradient(const float* first, const float* second, uint32_t i,
+                                              float (&value)[V]) {
+    load_written(first + i, value);
+    if (second) {
+        float more[V];
+        load_written(second + i, more);
+#pragma unroll
+        for (int v = 0; v < V; v++) value[v] += more[v];
+    }
+}
+
 template <int V>
 __device__ __forceinline__ void rms_norm_backward_of(const RmsNormBackwardParams& p,
                                                      uint64_t atom) {
     const uint64_t at = atom * (p.lmax + 1) * (p.lmax + 1) * p.channels;
     const float* const x = p.x + at;
     const float* const out_bar = p.gradient + at;
+    const float* const second_bar = p.second_gradient ? p.second_gradient + at : nullptr;
     float* const x_bar = p.x_gradient + at;
     const float n = 1.0f / float(p.channels);
     float mean, scale;
@@ -146,7 +160,7 @@ __device__ __forceinline__ void rms_norm_backward_of(const RmsNormBackwardParams
     for_each_value<V>(p.channels, p.lmax, [&](uint32_t l, uint32_t i) {
         float z[V], h[V], weight[V];
         load_written(x + i, z);
-        load_written(out_bar + i, h);
+        load_gradient(out_bar, second_bar, i, h);
         load(p.weight + l * p.channels + i % p.channels, weight);
 #pragma unroll
         for (int v = 0; v < V; v++) {
@@ -166,7 +180,7 @@ __device__ __forceinline__ void rms_norm_backward_of(const RmsNormBackwardParams
     for_each_value<V>(p.channels, p.lmax, [&](uint32_t l, uint32_t i) {
         float z[V], h[V], weight[V], before[V] = {};
         load_written(x + i, z);
-        load_written(out_bar + i, h);
+        load_gradient(out_bar, second_bar, i, h);
         load(p.weight + l * p.channels + i % p.channels, weight);
         if (p.accumulate) load_written(x_bar + i, before);
         const float factor = shared / float((2 * l + 1) * (p.lmax + 1));
@@ -208,46 +222,33 @@ KERNEL(embed_atoms, EmbedAtomsParams) {
 }
 
 // One block of BALANCE_THREADS threads per system.
-KERNEL(balance_shift, BalanceShiftParams) {
+KERNEL_BOUNDS(balance, BalanceParams, BALANCE_THREADS, 1) {
     __shared__ double parts[BALANCE_THREADS / WARP];
     const uint32_t system = blockIdx.x;
     if (system >= p.systems) return;
     const uint64_t begin = p.atom_start[system], end = p.atom_start[system + 1];
-    for (uint32_t k = 0; k < p.count; k++) {
-        const float* const x = p.x + p.first + k;
-        double sum = 0.0;
-        for (uint64_t atom = begin + threadIdx.x; atom < end; atom += blockDim.x) {
-            sum += double(x[atom * p.width]);
-        }
-        sum = warp_sum(sum);
-        __syncthreads();
-        if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = sum;
-        __syncthreads();
-        if (threadIdx.x == 0) {
+    for (uint32_t range = 0; range < p.ranges; range++) {
+        const float* const of_systems = p.wanted[range];
+        const double wanted = of_systems ? double(of_systems[system]) : 0.0;
+        for (uint32_t k = 0; k < p.count[range]; k++) {
+            float* const x = p.x + p.first[range] + k;
+            double sum = 0.0;
+            for (uint64_t atom = begin + threadIdx.x; atom < end; atom += blockDim.x) {
+                sum += double(x[atom * p.width]);
+            }
+            sum = warp_sum(sum);
+            // The parts of the channel before have been read by all.
+            __syncthreads();
+            if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = sum;
+            __syncthreads();
             double total = 0.0;
             for (uint32_t w = 0; w < blockDim.x / WARP; w++) total += parts[w];
-            const double wanted = p.wanted ? double(p.wanted[system]) : 0.0;
-            p.shift[uint64_t(system) * p.count + k] =
-                end > begin ? float((total - wanted) / double(end - begin)) : 0.0f;
+            const float shift = end > begin ? float((total - wanted) / double(end - begin)) : 0.0f;
+            // Every thread changes what it alone has read.
+            for (uint64_t atom = begin + threadIdx.x; atom < end; atom += blockDim.x) {
+                x[atom * p.width] -= shift;
+            }
         }
-    }
-}
-
-// Grid: atoms of the capacity; one block an atom.
-KERNEL(balance, BalanceParams) {
-    const Chunk chunk = *p.chunk;
-    const uint64_t atom = uint64_t(chunk.atom_begin) + blockIdx.x;
-    if (atom >= chunk.atom_end) return;
-    const float* const shift = p.shift + uint64_t(p.atom_system[atom]) * p.count;
-    const float* const x = p.x + atom * p.width;
-    float* const out = p.out + atom * p.width;
-    const bool in_place = p.x == p.out && !p.accumulate;
-    const uint32_t begin = in_place ? p.first : 0;
-    const uint32_t end = in_place ? p.first + p.count : p.width;
-    for (uint32_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-        float value = x[i];
-        if (i >= p.first && i - p.first < p.count) value -= shift[i - p.first];
-        out[i] = p.accumulate ? out[i] + value : value;
     }
 }
 

@@ -72,7 +72,7 @@ struct EdgeForceParams {
     const Chunk* chunk;
     // `[E][3]`
     const double* vector;
-    // `[E]` dE/d(distance) through the radial functions.
+    // `[networks][edge_stride]` dE/d(distance) through each radial network, added up from the last one on.
     const float* d_distance;
     // `[E]` dE/d(envelope)
     const float* d_envelope;
@@ -84,6 +84,12 @@ struct EdgeForceParams {
     double* gradient;
     // Angstrom.
     double cutoff;
+    // Numbers from one network to the next.
+    uint64_t edge_stride;
+    // Radial networks.
+    uint32_t networks;
+    // 0
+    uint32_t pad;
 };
 
 // atom_force: force and virial of every atom.
@@ -127,7 +133,21 @@ struct SystemSumsParams {
 // ----------------------------------------------------------------------------- radial network
 // Rows of edge tensors are counted from the first edge of `chunk`.
 
-// radial_first_f32, _f16: first layer, its LayerNorm and SiLU.
+// First layer of one radial network.
+struct RadialNetwork {
+    // `[basis][A]`: the columns of the layer that the Gaussians meet, transposed.
+    const float* weight;
+    // `[elements][A]`: the source half of the layer times the embedding of each element.
+    const float* source_table;
+    // `[elements][A]`: the same for targets, plus the bias.
+    const float* target_table;
+    // `[A]` LayerNorm.
+    const float* norm_weight;
+    // `[A]`
+    const float* norm_bias;
+};
+
+// radial_first_f32, _f16: first layers, their LayerNorm and SiLU; grid (edges, networks).
 struct RadialFirstParams {
     // Edges to do.
     const Chunk* chunk;
@@ -139,18 +159,12 @@ struct RadialFirstParams {
     const uint32_t* target;
     // `[N]` atomic numbers.
     const uint32_t* numbers;
-    // `[basis][A]`: the columns of the first layer that the Gaussians meet, transposed.
-    const float* weight;
-    // `[elements][A]`: the source half of the first layer times the embedding of each element.
-    const float* source_table;
-    // `[elements][A]`: the same for targets, plus the bias.
-    const float* target_table;
-    // `[A]` LayerNorm.
-    const float* norm_weight;
-    // `[A]`
-    const float* norm_bias;
-    // `[edges][A]` Operand, written.
+    // `[networks]`
+    const RadialNetwork* networks;
+    // `[networks][edges][A]` Operand, written.
     void* out;
+    // Elements from one network to the next.
+    uint64_t out_stride;
     // Number of Gaussians.
     uint32_t basis;
     // A.
@@ -161,7 +175,8 @@ struct RadialFirstParams {
     float exponent;
 };
 
-// radial_first_backward_f32, _f16: gradient of the output of radial_first -> dE/d(distance).
+// radial_first_backward_f32, _f16: gradient of the output of radial_first -> dE/d(distance); grid
+// (edges, networks).
 struct RadialFirstBackwardParams {
     // Edges to do.
     const Chunk* chunk;
@@ -173,22 +188,18 @@ struct RadialFirstBackwardParams {
     const uint32_t* target;
     // `[N]` atomic numbers.
     const uint32_t* numbers;
-    // As for radial_first.
-    const float* weight;
-    // As for radial_first.
-    const float* source_table;
-    // As for radial_first.
-    const float* target_table;
-    // `[A]`
-    const float* norm_weight;
-    // `[A]`
-    const float* norm_bias;
-    // `[edges][A]` Value.
+    // `[networks]`
+    const RadialNetwork* networks;
+    // `[networks][edges][A]` Value.
     const void* gradient;
-    // `[E]` what the gradient is to be divided by, or null for 1.
+    // Elements from one network to the next.
+    uint64_t gradient_stride;
+    // `[networks][edge_stride]` what the gradient is to be divided by, or null for 1.
     const float* gradient_scale;
-    // `[E]`, added to.
+    // `[networks][edge_stride]`, written.
     float* d_distance;
+    // Numbers from one network to the next.
+    uint64_t edge_stride;
     // Number of Gaussians.
     uint32_t basis;
     // A.
@@ -288,8 +299,8 @@ struct GatherBackwardParams {
     void* radial_gradient;
     // `[N][S][C]` gradient of x: the sum over the edges to each atom is added.
     float* target_gradient;
-    // `[N][S][C]` running sum over the edges from each atom, added to, in the order of by_source;
-    // 0 before the first chunk. After the last, add it to target_gradient with add_nodes.
+    // `[N][S][C]` running sum over the edges from each atom, added to, in the order of by_source.
+    // After the last chunk it is the sources' half of the gradient of x.
     float* source_gradient;
     // `[E][3]` added to: the targets' half.
     float* torque;
@@ -297,8 +308,9 @@ struct GatherBackwardParams {
     float* source_torque;
     // C.
     uint32_t channels;
-    // 0
-    uint32_t pad;
+    // What is written instead of added to: 1 target_gradient (atoms of the chunk), 2 source_gradient (all
+    // atoms: in the first chunk), 4 source_torque.
+    uint32_t store;
 };
 
 // rotate_scatter, scatter_radial: out = residual + scale * sum over edges to the atom of p D^T m.
@@ -351,6 +363,10 @@ struct RotateScatterBackwardParams {
     uint32_t channels;
     // Constant factor.
     float scale;
+    // 1: d_envelope and torque are written instead.
+    uint32_t store;
+    // 0
+    uint32_t pad;
 };
 
 // --------------------------------------------------------------------------------------- gates
@@ -423,6 +439,8 @@ struct GateAtomsBackwardParams {
     float* x_gradient;
     // `[N][lmax H]`
     float* gates_gradient;
+    // `[N][lmax H]` what SiLU made the gates of, or null. With it, gates_gradient is the gradient of that.
+    const float* gates_pre;
     // H.
     uint32_t channels;
     // Largest degree.
@@ -487,6 +505,8 @@ struct RmsNormBackwardParams {
     const float* weight;
     // `[N][S][C]` gradient of the output.
     const float* gradient;
+    // `[N][S][C]` added to that, or null.
+    const float* second_gradient;
     // `[N][S][C]`; may be `gradient` when written.
     float* x_gradient;
     // C.
@@ -499,47 +519,27 @@ struct RmsNormBackwardParams {
     uint32_t pad;
 };
 
-// balance_shift: shift = (sum over the atoms of a system of degree 0 - wanted) / atoms, for
-// `count` channels from `first` on. One block a system. Backwards: of the gradient, wanted = null.
-struct BalanceShiftParams {
+// balance: x -= (sum over the atoms of the system - wanted) / atoms in some channels of degree 0, one range
+// of them after the other. One block a system. Backwards: of the gradient, wanted = null.
+struct BalanceParams {
     // `[systems + 1]`
     const uint32_t* atom_start;
-    // `[N][width]`
-    const float* x;
-    // `[systems]` charge or unpaired electrons, or null for 0.
-    const float* wanted;
-    // `[systems][count]`, written (0 for systems without atoms).
-    float* shift;
+    // `[N][width]`, changed.
+    float* x;
+    // `[systems]` charge or unpaired electrons, or null for 0, for each range.
+    const float* wanted[2];
+    // First channel of each range.
+    uint32_t first[2];
+    // Number of channels of each.
+    uint32_t count[2];
+    // Number of ranges.
+    uint32_t ranges;
     // Number of systems.
     uint32_t systems;
     // Values of an atom, S C.
     uint32_t width;
-    // First channel.
-    uint32_t first;
-    // Number of channels.
-    uint32_t count;
-};
-
-// balance: out = x - shift in the channels, x elsewhere. Backwards: the same on the gradient.
-struct BalanceParams {
-    // Atoms to do.
-    const Chunk* chunk;
-    // `[N]`
-    const uint32_t* atom_system;
-    // `[N][width]`
-    const float* x;
-    // `[systems][count]`
-    const float* shift;
-    // `[N][width]`; may be `x` when written, and then only the channels are touched.
-    float* out;
-    // Values of an atom, S C.
-    uint32_t width;
-    // First channel.
-    uint32_t first;
-    // Number of channels.
-    uint32_t count;
-    // 1: added to. 0: written.
-    uint32_t accumulate;
+    // 0
+    uint32_t pad;
 };
 
 // silu_rows: out = SiLU(x).

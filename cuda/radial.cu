@@ -1,7 +1,7 @@
 // The radial networks of the edges, but for their large products (gemm.cu).
 //
 //   radial_first              h = W g(d) + source_table[Z_s] + target_table[Z_t];  out = SiLU(LN(h))
-//   radial_first_backward     d_bar += h_bar . dh/dd, h_bar from the gradient of out
+//   radial_first_backward     d_bar = h_bar . dh/dd, h_bar from the gradient of out
 //   layer_norm_silu(_backward) out = SiLU(LN(x))
 //
 // g_k = exp(c (d - k spacing)^2), k < basis; LN(x) = (x - mean) / sqrt(variance + 1e-5) weight +
@@ -106,9 +106,9 @@ __device__ __forceinline__ void read_gradient(const Row<V, J>& z, const float* w
 
 // Where a radial_first kernel finds its numbers: both parameter structures have them.
 template <int V, int J, int EDGES, bool SLOPE, class Params>
-__device__ __forceinline__ void first_layer(const Params& p, uint64_t first, uint32_t count,
-                                            float* shared, Row<V, J> (&h)[EDGES],
-                                            Row<V, J> (&slope)[EDGES]) {
+__device__ __forceinline__ void first_layer(const Params& p, const RadialNetwork& network,
+                                            uint64_t first, uint32_t count, float* shared,
+                                            Row<V, J> (&h)[EDGES], Row<V, J> (&slope)[EDGES]) {
     const uint32_t lane = threadIdx.x % WARP, width = p.width;
     float distance[EDGES];
 #pragma unroll
@@ -125,8 +125,8 @@ __device__ __forceinline__ void first_layer(const Params& p, uint64_t first, uin
         const uint64_t target = __ldg(p.numbers + __ldg(p.target + e));
         for_each_part<V, J>(width, [&](int j, uint32_t column) {
             float a[V], b[V];
-            load(p.source_table + source * width + column, a);
-            load(p.target_table + target * width + column, b);
+            load(network.source_table + source * width + column, a);
+            load(network.target_table + target * width + column, b);
 #pragma unroll
             for (int v = 0; v < V; v++) h[i].x[j][v] = a[v] + b[v];
         });
@@ -147,7 +147,7 @@ __device__ __forceinline__ void first_layer(const Params& p, uint64_t first, uin
         }
         __syncwarp();
         for (uint32_t k = 0; k < steps; k++) {
-            const float* const weight = p.weight + uint64_t(k0 + k) * width;
+            const float* const weight = network.weight + uint64_t(k0 + k) * width;
             for_each_part<V, J>(width, [&](int j, uint32_t column) {
                 float w[V];
                 load(weight + column, w);
@@ -171,7 +171,7 @@ __device__ __forceinline__ void first_layer(const Params& p, uint64_t first, uin
     }
 }
 
-// Grid: edges of the capacity / (4 EDGES).
+// Grid: (edges of the capacity / (4 EDGES), networks).
 template <int V, int J, int EDGES, class Operand>
 __device__ __forceinline__ void radial_first(const RadialFirstParams& p) {
     __shared__ float shared[RADIAL_THREADS / WARP * BASIS_STEP * EDGES];
@@ -182,21 +182,22 @@ __device__ __forceinline__ void radial_first(const RadialFirstParams& p) {
         (uint64_t(blockIdx.x) * (RADIAL_THREADS / WARP) + warp) * EDGES;
     if (first >= chunk.edge_end) return;
     const uint32_t count = uint32_t(min(uint64_t(EDGES), chunk.edge_end - first));
+    const RadialNetwork network = p.networks[blockIdx.y];
+    Operand* const out = static_cast<Operand*>(p.out) + blockIdx.y * p.out_stride;
     Row<V, J> h[EDGES], unused[EDGES];
-    first_layer<V, J, EDGES, false>(p, first, count, shared + warp * BASIS_STEP * EDGES, h,
-                                    unused);
+    first_layer<V, J, EDGES, false>(p, network, first, count,
+                                    shared + warp * BASIS_STEP * EDGES, h, unused);
 #pragma unroll
     for (int i = 0; i < EDGES; i++) {
         if (uint32_t(i) < count) {
             normalise(h[i], p.width);
-            write_activated(h[i], p.norm_weight, p.norm_bias, p.width,
-                            static_cast<Operand*>(p.out) +
-                                (first + i - chunk.edge_begin) * p.width);
+            write_activated(h[i], network.norm_weight, network.norm_bias, p.width,
+                            out + (first + i - chunk.edge_begin) * p.width);
         }
     }
 }
 
-// Grid: edges of the capacity / (4 EDGES).
+// Grid: (edges of the capacity / (4 EDGES), networks).
 template <int V, int J, int EDGES, class Value>
 __device__ __forceinline__ void radial_first_backward(const RadialFirstBackwardParams& p) {
     __shared__ float shared[RADIAL_THREADS / WARP * 2 * BASIS_STEP * EDGES];
@@ -208,18 +209,20 @@ __device__ __forceinline__ void radial_first_backward(const RadialFirstBackwardP
     if (first >= chunk.edge_end) return;
     const uint32_t count = uint32_t(min(uint64_t(EDGES), chunk.edge_end - first));
     const float n = 1.0f / float(p.width);
+    const RadialNetwork network = p.networks[blockIdx.y];
+    const Value* const gradient =
+        static_cast<const Value*>(p.gradient) + blockIdx.y * p.gradient_stride;
     Row<V, J> h[EDGES], slope[EDGES];
-    first_layer<V, J, EDGES, true>(p, first, count, shared + warp * 2 * BASIS_STEP * EDGES, h,
-                                   slope);
+    first_layer<V, J, EDGES, true>(p, network, first, count,
+                                   shared + warp * 2 * BASIS_STEP * EDGES, h, slope);
 #pragma unroll
     for (int i = 0; i < EDGES; i++) {
         if (uint32_t(i) >= count) continue;
         const uint64_t e = first + i;
         const float factor = normalise(h[i], p.width);
         Row<V, J> g;
-        read_gradient(h[i], p.norm_weight, p.norm_bias, p.width,
-                      static_cast<const Value*>(p.gradient) + (e - chunk.edge_begin) * p.width,
-                      g);
+        read_gradient(h[i], network.norm_weight, network.norm_bias, p.width,
+                      gradient + (e - chunk.edge_begin) * p.width, g);
         // d_bar = sum factor (g - mean(g) - z mean(g z)) slope
         float sums[5] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
@@ -239,8 +242,9 @@ __device__ __forceinline__ void radial_first_backward(const RadialFirstBackwardP
         if (lane == 0) {
             const float change =
                 factor * (sums[2] - sums[0] * n * sums[3] - sums[1] * n * sums[4]);
-            const float scale = p.gradient_scale ? p.gradient_scale[e] : 1.0f;
-            p.d_distance[e] += change / scale;
+            const uint64_t at = blockIdx.y * p.edge_stride + e;
+            const float scale = p.gradient_scale ? p.gradient_scale[at] : 1.0f;
+            p.d_distance[at] = change / scale;
         }
     }
 }

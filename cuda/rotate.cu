@@ -187,16 +187,23 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
         begin = lower_bound(p.by_source, begin, end, chunk.edge_begin);
         end = lower_bound(p.by_source, begin, end, chunk.edge_end);
     }
-    if (begin >= end) return;
-
     const uint32_t channels = p.channels;
+    float* const atom_gradient = (half ? p.target_gradient : p.source_gradient) +
+                                 uint64_t(atom) * Y::ROWS * channels;
+    const bool first = p.store & (half ? 1 : 2), first_torque = !half && (p.store & 4);
+    if (begin >= end) {
+        const float nothing[V] = {};
+        for (uint32_t i = threadIdx.x * V; first && i < Y::ROWS * channels; i += blockDim.x * V) {
+            store(atom_gradient + i, nothing);
+        }
+        return;
+    }
+
     const Place place = place_of<V>(channels);
     const uint32_t column = half * channels + place.channel;
     const uint32_t slots = place.slots, parts = (place.lanes + WARP - 1) / WARP;
     float* const gathered = shared + MOST_ROWS * channels;
     float* const torques = gathered + slots * MOST_ROWS * channels;
-    float* const atom_gradient = (half ? p.target_gradient : p.source_gradient) +
-                                 uint64_t(atom) * Y::ROWS * channels;
     const float* const atom_x = p.x + uint64_t(atom) * Y::ROWS * channels;
 
     for_each_pass<0, L>([&](auto from, auto to) {
@@ -207,8 +214,8 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
         // Each thread keeps the same places of the sum throughout.
         const uint32_t size = ROWS * channels;
         for (uint32_t i = threadIdx.x * V; i < size; i += blockDim.x * V) {
-            float value[V];
-            load_written(atom_gradient + FIRST * FIRST * channels + i, value);
+            float value[V] = {};
+            if (!first) load_written(atom_gradient + FIRST * FIRST * channels + i, value);
             store(shared + i, value);
         }
         for (uint32_t j = begin; j < end; j += slots) {
@@ -300,7 +307,7 @@ __device__ __forceinline__ void gather_backward(const GatherBackwardParams& p) {
                 const uint32_t s = i / 3, k = i % 3, at = j + s;
                 const uint32_t e = half ? at : __ldg(p.by_source + at);
                 float* const torque_at = (half ? p.torque : p.source_torque) + uint64_t(e) * 3 + k;
-                float sum = *torque_at;
+                float sum = FIRST == 0 && first_torque ? 0.0f : *torque_at;
                 for (uint32_t part = 0; part < parts; part++) {
                     sum += torques[(s * parts + part) * 3 + k];
                 }
@@ -519,7 +526,7 @@ __device__ __forceinline__ void scatter_backward(const RotateScatterBackwardPara
                 const uint32_t s = i / 4, k = i % 4;
                 const uint64_t edge = j + s;
                 float* const at = k == 0 ? p.d_envelope + edge : p.torque + edge * 3 + (k - 1);
-                float sum = *at;
+                float sum = FIRST == 0 && p.store ? 0.0f : *at;
                 for (uint32_t part = 0; part < parts; part++) {
                     sum += sums[(s * parts + part) * 4 + k];
                 }

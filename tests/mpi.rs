@@ -3,6 +3,9 @@
 #![cfg(feature = "mpi")]
 
 mod common;
+#[cfg(feature = "host-kernels")]
+#[path = "mpi/cuda.rs"]
+mod cuda;
 
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -14,6 +17,7 @@ use umaserve::comm::Link;
 use umaserve::comm::mpi::{Identity, Ranks};
 use umaserve::comm::thread::ThreadWorkers;
 use umaserve::engine::{Engine, EngineHandle, EngineSettings, Event, NoRecording, events};
+use umaserve::potential::Potential;
 use umaserve::session::SessionSettings;
 use umaserve::worker::{self, thread_body};
 
@@ -85,6 +89,13 @@ fn rank() {
             std::process::exit(1);
         }
     };
+    #[cfg(feature = "host-kernels")]
+    if number > 0 && role == cuda::FAILS {
+        ranks
+            .link(timeout)
+            .run(|link| cuda::serve(link, number == 1));
+        return;
+    }
     if number > 0 {
         let potential = LennardJones::default();
         ranks.link(timeout).run(|link| {
@@ -124,6 +135,10 @@ fn rank() {
                 viewer.hear().frame();
             }
             println!("\n{ANSWER}0 shut down in the middle of a step");
+        }),
+        #[cfg(feature = "host-kernels")]
+        cuda::FAILS => while_serving(engine, |engine| {
+            println!("\n{ANSWER}0 {}", digest(&cuda::sessions(engine)));
         }),
         _ => while_serving(engine, |engine| {
             let traces = mixed_sessions(engine, FRAMES);
@@ -189,15 +204,23 @@ fn good_job(ranks: usize, role: &str) -> String {
 }
 
 fn with_threads(workers: usize) -> String {
+    let potential = Arc::new(LennardJones::default());
+    in_threads(workers, potential, |engine| mixed_sessions(engine, FRAMES))
+}
+
+/// The digest of sessions that worker threads compute.
+fn in_threads(
+    workers: usize,
+    potential: Arc<dyn Potential>,
+    sessions: impl FnOnce(&EngineHandle) -> Vec<Trace> + Send + 'static,
+) -> String {
     let (engine, heard) = events();
     let devices = vec!["cpu".into(); workers];
-    let body = thread_body(Arc::new(LennardJones::default()), MAX_EDGES);
+    let body = thread_body(potential, MAX_EDGES);
     let workers = ThreadWorkers::start(devices, engine.waker(), body).unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     while_serving(engine, move |engine| {
-        sender
-            .send(digest(&mixed_sessions(engine, FRAMES)))
-            .unwrap();
+        sender.send(digest(&sessions(engine))).unwrap();
     });
     Engine::new(settings(), heard, workers, NoRecording).run();
     receiver.recv().unwrap()

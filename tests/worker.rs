@@ -4,6 +4,7 @@ mod common;
 
 use common::LennardJones;
 use common::jobs::{at_rest, shard};
+use common::link::Script;
 use common::viewer::cluster;
 use umaserve::comm::{Outcome, SessionId, Shard, Task};
 use umaserve::dynamics::{Method, State, begin_step, end_step};
@@ -244,32 +245,6 @@ impl Potential for Breaking {
     }
 }
 
-/// Hands out shards and notes what the worker says.
-struct Script {
-    shards: std::vec::IntoIter<Shard>,
-    said: Vec<String>,
-    answers: Vec<Vec<Outcome>>,
-}
-
-impl umaserve::comm::Link for Script {
-    fn take(&mut self) -> Option<std::sync::Arc<Shard>> {
-        self.shards.next().map(std::sync::Arc::new)
-    }
-
-    fn answer(&mut self, shard: u64, outcomes: Vec<Outcome>) {
-        self.said.push(format!("answer {shard}"));
-        self.answers.push(outcomes);
-    }
-
-    fn tell_unfit(&mut self, reason: &str) {
-        self.said.push(format!("unfit: {reason}"));
-    }
-
-    fn tell_fit(&mut self) {
-        self.said.push("fit".into());
-    }
-}
-
 #[test]
 fn a_worker_whose_device_fails_says_so_and_comes_back_with_the_same_numbers() {
     use std::sync::Arc;
@@ -283,12 +258,7 @@ fn a_worker_whose_device_fails_says_so_and_comes_back_with_the_same_numbers() {
             id,
             ..shard(1, mixed_jobs())
         };
-        (1..=3).map(shard).collect::<Vec<_>>().into_iter()
-    };
-    let script = || Script {
-        shards: shards(),
-        said: Vec::new(),
-        answers: Vec::new(),
+        (1..=3).map(shard)
     };
     // One evaluation for the probe; a shard takes two.
     let made = std::sync::atomic::AtomicU32::new(0);
@@ -303,7 +273,7 @@ fn a_worker_whose_device_fails_says_so_and_comes_back_with_the_same_numbers() {
         }),
         probe: cluster(2, 0),
     };
-    let mut link = script();
+    let mut link = Script::new(shards());
     let reason = serve_reviving(&mut link, device(4, 0.0), &source, MAX_EDGES);
     assert_eq!(reason, None, "no more shards");
     assert_eq!(

@@ -160,18 +160,25 @@ fn costs(program: &Program, rates: &Rates, size: Size) -> Vec<(&'static str, [Co
     };
     let none = Cost::default;
     let mut found = Vec::new();
+    let is_network = |op: &Op| matches!(op, Op::Radial { .. });
+    let networks = program.ops.iter().filter(|op| is_network(op)).count() as f64;
     for (i, op) in program.ops.iter().enumerate() {
         found.push(match op {
             Op::Radial { mlp, out, .. } => {
                 let a = program.weights[mlp.first_bias.0].shape[0] as f64;
                 let out = width(*out);
-                let first = Work {
-                    plain_macs: program.basis as f64 * a,
-                    bytes: 12.0 + a * o,
-                    ..Work::default()
-                };
+                // The first layers of all networks are one launch, counted with the first network.
+                let first_layers =
+                    |passes: f64, number: f64| match program.ops.iter().position(is_network) {
+                        Some(first) if first == i => edge(Work {
+                            plain_macs: networks * passes * program.basis as f64 * a,
+                            bytes: 12.0 + networks * a * number,
+                            ..Work::default()
+                        }),
+                        _ => none(),
+                    };
                 let two = [
-                    edge(first),
+                    first_layers(1.0, o),
                     edge(product(a, a, o, a * o + a * 4.0)),
                     edge(moved(a * 4.0 + a * o)),
                 ];
@@ -186,15 +193,13 @@ fn costs(program: &Program, rates: &Rates, size: Size) -> Vec<(&'static str, [Co
                     edge(product(out, a, o, out * o + a * v)),
                     edge(moved(a * 4.0 + a * v + a * o)),
                     edge(product(a, a, o, a * o + a * v)),
-                    edge(Work {
-                        plain_macs: 2.0 * program.basis as f64 * a,
-                        bytes: 12.0 + a * v,
-                        ..Work::default()
-                    }),
+                    first_layers(2.0, v),
                 ]);
+                // Their values are there.
+                let [_, second, norm] = two;
                 (
                     "radial networks",
-                    [forward, backward, all(&[all(&two), third])],
+                    [forward, backward, all(&[second, norm, third])],
                 )
             }
             Op::GatherRotateScale { radial, out, .. } => {
@@ -311,6 +316,12 @@ fn costs(program: &Program, rates: &Rates, size: Size) -> Vec<(&'static str, [Co
                     "atoms",
                     [atom(macs, bytes), atom(macs, 2.0 * bytes), none()],
                 )
+            }
+            // In place, in a few channels; two of them are one launch.
+            Op::Balance { .. } => {
+                let second = matches!(program.ops[i - 1], Op::Balance { .. });
+                let one = if second { none() } else { atom(0.0, 0.0) };
+                ("atoms", [one.clone(), one, none()])
             }
             _ => (
                 "atoms",

@@ -2,6 +2,7 @@
 //! `UMASERVE_TEST_GPU=1` the first GPU of this machine, without which they fail then.
 
 use std::sync::{Arc, OnceLock};
+use umaserve::backend::cuda::CudaError;
 use umaserve::backend::cuda::device::Device;
 use umaserve::backend::cuda::driver::DriverDevice;
 use umaserve::backend::cuda::host::{HostDevice, ThreadOrder};
@@ -25,4 +26,14 @@ pub fn device_with(order: ThreadOrder) -> Arc<dyn Device> {
         gpu.recreate().unwrap();
     }
     gpu
+}
+
+/// What a GPU says after a kernel that wrote where it should not: the context is lost.
+pub fn illegal_address() -> CudaError {
+    CudaError::Driver {
+        call: "cuStreamSynchronize (the last kernel launched was a graph)".into(),
+        name: "CUDA_ERROR_ILLEGAL_ADDRESS".into(),
+        text: "an illegal memory access was encountered".into(),
+        sticky: true,
+    }
 }

@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod device;
 pub mod goldens;
 pub mod jobs;
+pub mod link;
 pub mod viewer;
 
 use umaserve::neighbors::NeighborList;

@@ -60,7 +60,15 @@ fn forces_and_virials_come_from_edges() {
     for order in ORDERS {
         let bench = Bench::new((2, 2), 4, Precision::F32, order);
         let random = &mut Random::new(9);
-        let (d_distance, d_envelope) = (random.values(edges), random.values(edges));
+        // Of several radial networks, each with room for more edges.
+        let (networks, stride) = (3, edges + 2);
+        let of_networks = random.values(networks * stride);
+        // Added up in f32, from the last network on.
+        let d_distance = |e: usize| {
+            let parts = (0..networks).rev().map(|n| of_networks[n * stride + e]);
+            f64::from(parts.fold(0.0, |sum: f32, part| sum + part as f32))
+        };
+        let d_envelope = random.values(edges);
         let torques = [(); 2].map(|_| random.values(3 * edges));
         let energy = random.values(atoms);
         let vector = bench.put(&batch.vector);
@@ -69,12 +77,15 @@ fn forces_and_virials_come_from_edges() {
         let params = EdgeForceParams {
             chunk: whole,
             vector,
-            d_distance: bench.floats(&d_distance),
+            d_distance: bench.floats(&of_networks),
             d_envelope: bench.floats(&d_envelope),
             torque: bench.floats(&torques[0]),
             source_torque: bench.floats(&torques[1]),
             gradient,
             cutoff: CUTOFF,
+            edge_stride: stride as u64,
+            networks: networks as u32,
+            pad: 0,
         };
         bench.launch(bench.shapes.edge_force(edges + 500), &params);
         let mut expected = vec![];
@@ -93,7 +104,7 @@ fn forces_and_virials_come_from_edges() {
                 .collect();
             for k in 0..3 {
                 let (i, j) = ((k + 1) % 3, (k + 2) % 3);
-                let g = (d_distance[e] + d_envelope[e] * slope) * unit[k]
+                let g = (d_distance(e) + d_envelope[e] * slope) * unit[k]
                     + (unit[i] * t[j] - unit[j] * t[i]) / d;
                 expected.push(g);
                 let (source, target) = (batch.source[e] as usize, batch.target[e] as usize);

@@ -7,6 +7,7 @@ mod common;
 mod gather_gemm;
 mod gemm;
 mod geometry;
+mod large;
 mod node;
 mod radial;
 mod rotate;

@@ -2,8 +2,8 @@
 
 use super::*;
 use umaserve::backend::cuda::params::{
-    AddNodesParams, BalanceParams, BalanceShiftParams, EmbedAtomsParams, GateAtomsBackwardParams,
-    GateAtomsParams, RmsNormBackwardParams, RmsNormParams, SiluRowsBackwardParams, SiluRowsParams,
+    AddNodesParams, BalanceParams, EmbedAtomsParams, GateAtomsBackwardParams, GateAtomsParams,
+    RmsNormBackwardParams, RmsNormParams, SiluRowsBackwardParams, SiluRowsParams,
 };
 
 fn sigmoid(x: f64) -> f64 {
@@ -129,12 +129,19 @@ fn the_norm_of_atoms_and_its_gradient() {
         let found = bench.get(params.out, x.len());
         let all = with_chunk(&before, &chunk, width, &plain);
         assert_close(&bench.name(), &found, &all, 3e-6);
+        let half = bench.floats(&bar.iter().map(|x| 0.5 * x).collect::<Vec<_>>());
         for accumulate in [false, true] {
+            // In one array, or in two that are added.
+            let (gradient, second_gradient) = match accumulate {
+                true => (half, half),
+                false => (bench.floats(&bar), DevicePtr::NULL),
+            };
             let params = RmsNormBackwardParams {
                 chunk: params.chunk,
                 x: params.x,
                 weight: params.weight,
-                gradient: bench.floats(&bar),
+                gradient,
+                second_gradient,
                 x_gradient: bench.floats(&before),
                 channels: c as u32,
                 lmax: lmax as u32,
@@ -203,7 +210,14 @@ fn gated_atoms_and_their_gradient() {
         bench.launch(bench.shapes.gate_atoms(atoms), &params);
         let all = with_chunk(&before, &chunk, width, &expected);
         assert_close(&bench.name(), &bench.get(params.out, x.len()), &all, 1e-6);
-        for accumulate in [false, true] {
+        let pre = random.values(batch.atoms() * count);
+        let pre_bar: Vec<f64> = gates_bar
+            .iter()
+            .zip(&pre)
+            .map(|(bar, pre)| bar * silu_slope(*pre))
+            .collect();
+        for (accumulate, through) in [(false, false), (true, false), (false, true), (true, true)] {
+            let gates_bar = if through { &pre_bar } else { &gates_bar };
             let params = GateAtomsBackwardParams {
                 chunk: params.chunk,
                 x: params.x,
@@ -211,6 +225,10 @@ fn gated_atoms_and_their_gradient() {
                 gradient: bench.floats(&bar),
                 x_gradient: bench.floats(&before),
                 gates_gradient: bench.floats(&gates_before),
+                gates_pre: match through {
+                    true => bench.floats(&pre),
+                    false => DevicePtr::NULL,
+                },
                 channels: c as u32,
                 lmax: lmax as u32,
                 accumulate: accumulate.into(),
@@ -219,7 +237,7 @@ fn gated_atoms_and_their_gradient() {
             bench.launch(bench.shapes.gate_atoms_backward(atoms), &params);
             for (at, new, before, width) in [
                 (params.x_gradient, &x_bar, &before, width),
-                (params.gates_gradient, &gates_bar, &gates_before, count),
+                (params.gates_gradient, gates_bar, &gates_before, count),
             ] {
                 let new: Vec<f64> = new
                     .iter()
@@ -310,65 +328,47 @@ fn atoms_are_embedded_balanced_and_added() {
             assert_close("silu", &bench.get(params.x_gradient, all.len()), &all, 1e-6);
         }
 
-        // Channels that sum to what is wanted, among those of degree 0.
-        let (first, count) = (c / 3, (c - c / 3).min(3));
-        let wanted = random.values(systems);
-        for wanted in [Some(&wanted), None] {
-            let shift = bench.float_space((systems + 1) * count);
+        // Channels that sum to what is wanted, among those of degree 0: one range, or one after another.
+        let ranges = [(c / 3, (c - c / 3).min(3)), (0, c.min(2))];
+        let wanted = [random.values(systems), random.values(systems)];
+        for (of_values, ranges) in [(true, &ranges[..1]), (false, &ranges[..1]), (true, &ranges)] {
             let mut starts = batch.atom_start.clone();
             starts.push(batch.atoms() as u32);
-            let params = BalanceShiftParams {
+            let mut params = BalanceParams {
                 atom_start: bench.put(&starts),
-                x: sum.x,
-                wanted: wanted.map_or(DevicePtr::NULL, |w| {
-                    bench.floats(&[&w[..], &[1.0]].concat())
-                }),
-                shift,
+                x: bench.floats(&x),
+                ranges: ranges.len() as u32,
                 systems: systems as u32 + 1,
                 width: width as u32,
-                first: first as u32,
-                count: count as u32,
+                ..BalanceParams::default()
             };
-            bench.launch(bench.shapes.balance_shift(systems + 1, count), &params);
             let mut expected = x.clone();
-            for system in 0..systems {
-                let atoms =
-                    batch.atom_start[system] as usize..batch.atom_start[system + 1] as usize;
-                for k in first..first + count {
-                    let sum: f64 = atoms.clone().map(|a| x[a * width + k]).sum();
-                    let shift = (sum - wanted.map_or(0.0, |w| w[system])) / atoms.len() as f64;
-                    for atom in atoms.clone() {
-                        expected[atom * width + k] -= shift;
+            for (range, &(first, count)) in ranges.iter().enumerate() {
+                params.first[range] = first as u32;
+                params.count[range] = count as u32;
+                if of_values {
+                    params.wanted[range] = bench.floats(&[&wanted[range][..], &[1.0]].concat());
+                }
+                for system in 0..systems {
+                    let atoms =
+                        batch.atom_start[system] as usize..batch.atom_start[system + 1] as usize;
+                    for k in first..first + count {
+                        let sum: f64 = atoms.clone().map(|a| expected[a * width + k]).sum();
+                        let wanted = if of_values {
+                            wanted[range][system]
+                        } else {
+                            0.0
+                        };
+                        let shift = (sum - wanted) / atoms.len() as f64;
+                        for atom in atoms.clone() {
+                            expected[atom * width + k] -= shift;
+                        }
                     }
                 }
             }
-            for (in_place, accumulate) in [(false, false), (true, false), (false, true)] {
-                let whole = bench.put(&[batch.whole()]);
-                let input = bench.floats(&x);
-                let params = BalanceParams {
-                    chunk: whole,
-                    atom_system,
-                    x: input,
-                    shift,
-                    out: if in_place {
-                        input
-                    } else {
-                        bench.floats(&before)
-                    },
-                    width: width as u32,
-                    first: first as u32,
-                    count: count as u32,
-                    accumulate: accumulate.into(),
-                };
-                bench.launch(bench.shapes.balance(batch.atoms() + 2), &params);
-                let expected: Vec<f64> = expected
-                    .iter()
-                    .zip(&before)
-                    .map(|(new, before)| if accumulate { new + before } else { *new })
-                    .collect();
-                let found = bench.get(params.out, expected.len());
-                assert_close("balanced", &found, &expected, 1e-6);
-            }
+            bench.launch(bench.shapes.balance(systems + 1), &params);
+            let found = bench.get(params.x, expected.len());
+            assert_close("balanced", &found, &expected, 1e-6);
         }
     }
 }

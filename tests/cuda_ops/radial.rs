@@ -3,7 +3,7 @@
 use super::*;
 use umaserve::backend::cuda::params::{
     GateEdgesBackwardParams, GateEdgesParams, LayerNormSiluBackwardParams, LayerNormSiluParams,
-    RadialFirstBackwardParams, RadialFirstParams,
+    RadialFirstBackwardParams, RadialFirstParams, RadialNetwork,
 };
 
 fn sigmoid(x: f64) -> f64 {
@@ -163,86 +163,107 @@ fn the_first_radial_layer_and_its_gradient() {
             let weight = random.values(basis * width);
             let tables = [(); 2].map(|_| random.values(ELEMENTS * width));
             let (norm_weight, norm_bias) = (random.values(width), random.values(width));
-            let bar = bench.rounded(&random.values(batch.edges() * width));
-            let scale: Vec<f64> = (0..batch.edges())
+            // Two networks: the second has the tables the other way round, and gradients of its own.
+            const NETWORKS: usize = 2;
+            let edge_stride = batch.edges() + 3;
+            let bars = [(); NETWORKS].map(|_| bench.rounded(&random.values(batch.edges() * width)));
+            let scale: Vec<f64> = (0..NETWORKS * edge_stride)
                 .map(|_| match bench.numbers.scaled() {
                     true => 2f64.powi(random.below(9) as i32 - 4),
                     false => 1.0,
                 })
                 .collect();
             let (mut expected, mut expected_bar) = (vec![], vec![]);
-            for (e, &d) in distance.iter().enumerate() {
-                let element = |atom: u32| batch.numbers[atom as usize] as usize * width;
-                let (source, target) = (element(batch.source[e]), element(batch.target[e]));
-                let mut h = vec![0.0; width];
-                let mut slope = vec![0.0; width];
-                for a in 0..width {
-                    h[a] = tables[0][source + a] + tables[1][target + a];
-                    for k in 0..basis {
-                        let x = d - k as f64 * spacing;
-                        let g = (exponent * x * x).exp();
-                        h[a] += weight[k * width + a] * g;
-                        slope[a] += weight[k * width + a] * g * 2.0 * exponent * x;
+            for (n, bar) in bars.iter().enumerate() {
+                for (e, &d) in distance.iter().enumerate() {
+                    let element = |atom: u32| batch.numbers[atom as usize] as usize * width;
+                    let (source, target) = (element(batch.source[e]), element(batch.target[e]));
+                    let mut h = vec![0.0; width];
+                    let mut slope = vec![0.0; width];
+                    for a in 0..width {
+                        h[a] = tables[n][source + a] + tables[1 - n][target + a];
+                        for k in 0..basis {
+                            let x = d - k as f64 * spacing;
+                            let g = (exponent * x * x).exp();
+                            h[a] += weight[k * width + a] * g;
+                            slope[a] += weight[k * width + a] * g * 2.0 * exponent * x;
+                        }
                     }
+                    expected.extend(activated(&h, &norm_weight, &norm_bias));
+                    let bar = &bar[e * width..][..width];
+                    let h_bar = activated_backward(&h, &norm_weight, &norm_bias, bar);
+                    let change: f64 = h_bar.iter().zip(&slope).map(|(h, s)| h * s).sum();
+                    expected_bar.push(change / scale[n * edge_stride + e]);
                 }
-                expected.extend(activated(&h, &norm_weight, &norm_bias));
-                let bar = &bar[e * width..][..width];
-                let h_bar = activated_backward(&h, &norm_weight, &norm_bias, bar);
-                let change: f64 = h_bar.iter().zip(&slope).map(|(h, s)| h * s).sum();
-                expected_bar.push(0.5 + change / scale[e]);
             }
-            let run = |chunks: &[Chunk]| {
-                let d_distance = bench.floats(&vec![0.5; batch.edges()]);
-                let mut found = vec![];
+            let table = [0, 1].map(|n| RadialNetwork {
+                weight: bench.floats(&weight),
+                source_table: bench.floats(&tables[n]),
+                target_table: bench.floats(&tables[1 - n]),
+                norm_weight: bench.floats(&norm_weight),
+                norm_bias: bench.floats(&norm_bias),
+            });
+            let table = bench.put(&table);
+            let run = |chunks: &[Chunk]| -> (Vec<f64>, Vec<f64>) {
+                let d_distance = bench.float_space(NETWORKS * edge_stride);
+                let mut found = [(); NETWORKS].map(|_| vec![]);
                 for chunk in chunks {
                     let (begin, end) = (chunk.edge_begin as usize, chunk.edge_end as usize);
-                    let out = bench.operand_space((end - begin) * width);
+                    let stride = ((end - begin) * width + 1).next_multiple_of(8);
+                    let out = bench.operand_space(NETWORKS * stride);
                     let params = RadialFirstParams {
                         chunk: bench.put(&[*chunk]),
                         distance: bench.floats(&distance),
                         source: bench.put(&batch.source),
                         target: bench.put(&batch.target),
                         numbers: bench.put(&batch.numbers),
-                        weight: bench.floats(&weight),
-                        source_table: bench.floats(&tables[0]),
-                        target_table: bench.floats(&tables[1]),
-                        norm_weight: bench.floats(&norm_weight),
-                        norm_bias: bench.floats(&norm_bias),
+                        networks: table,
                         out,
+                        out_stride: stride as u64,
                         basis: basis as u32,
                         width: width as u32,
                         spacing: spacing as f32,
                         exponent: exponent as f32,
                     };
                     let rows = end - begin + 30;
-                    bench.launch(bench.shapes.radial_first(rows, width, basis), &params);
-                    found.extend(bench.get_operands(out, (end - begin) * width));
+                    bench.launch(bench.shapes.radial_first(rows, width, NETWORKS), &params);
+                    let mut gradient = vec![];
+                    let written = bench.get_operands(out, NETWORKS * stride);
+                    for n in 0..NETWORKS {
+                        found[n].extend(&written[n * stride..][..(end - begin) * width]);
+                        gradient.extend(&bars[n][begin * width..end * width]);
+                        gradient.resize((n + 1) * stride, 0.0);
+                    }
                     let backward = RadialFirstBackwardParams {
                         chunk: params.chunk,
                         distance: params.distance,
                         source: params.source,
                         target: params.target,
                         numbers: params.numbers,
-                        weight: params.weight,
-                        source_table: params.source_table,
-                        target_table: params.target_table,
-                        norm_weight: params.norm_weight,
-                        norm_bias: params.norm_bias,
-                        gradient: bench.stored(&bar[begin * width..end * width]),
+                        networks: table,
+                        gradient: bench.stored(&gradient),
+                        gradient_stride: stride as u64,
                         gradient_scale: match bench.numbers.scaled() {
                             true => bench.floats(&scale),
                             false => DevicePtr::NULL,
                         },
                         d_distance,
+                        edge_stride: edge_stride as u64,
                         basis: basis as u32,
                         width: width as u32,
                         spacing: spacing as f32,
                         exponent: exponent as f32,
                     };
-                    let launch = bench.shapes.radial_first_backward(rows, width, basis);
+                    let launch = bench.shapes.radial_first_backward(rows, width, NETWORKS);
                     bench.launch(launch, &backward);
                 }
-                (found, bench.get(d_distance, batch.edges()))
+                let bars = bench.get(d_distance, NETWORKS * edge_stride);
+                let bars = bars.chunks_exact(edge_stride);
+                (
+                    found.concat(),
+                    bars.flat_map(|bars| bars[..batch.edges()].to_vec())
+                        .collect(),
+                )
             };
             let what = format!("width {width}, basis {basis} in {precision}");
             let found = run(&[batch.whole()]);

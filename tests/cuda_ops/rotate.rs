@@ -179,17 +179,28 @@ struct Gathered {
     source_torque: Vec<f64>,
 }
 
-fn gather_backward(bench: &Bench, batch: &Batch, values: &Values, chunks: &[Chunk]) -> Gathered {
+/// `store`: the first sums are stored and not added to what was there.
+fn gather_backward(
+    bench: &Bench,
+    batch: &Batch,
+    values: &Values,
+    chunks: &[Chunk],
+    store: bool,
+) -> Gathered {
     let (c, layout) = (bench.channels, &bench.layout);
     let (radial_width, width) = (layout.radial_width(2 * c), layout.edge_rows * 2 * c);
     let node = batch.atoms() * layout.rows * c;
     let before: Vec<f64> = (0..node).map(|i| (i % 5) as f64).collect();
-    let target_gradient = bench.floats(&before);
-    let source_gradient = bench.zeros(node);
+    let started = |values: Vec<f64>| match store {
+        true => bench.float_space(values.len()),
+        false => bench.floats(&values),
+    };
+    let target_gradient = started(before);
+    let source_gradient = started(vec![0.0; node]);
     let torque = bench.floats(&vec![0.5; 3 * batch.edges()]);
-    let source_torque = bench.zeros(3 * batch.edges());
+    let source_torque = started(vec![0.0; 3 * batch.edges()]);
     let mut radial = Vec::new();
-    for chunk in chunks {
+    for (index, chunk) in chunks.iter().enumerate() {
         let (begin, end) = (chunk.edge_begin as usize, chunk.edge_end as usize);
         let radial_gradient = bench.operand_space((end - begin) * radial_width);
         let params = GatherBackwardParams {
@@ -212,7 +223,11 @@ fn gather_backward(bench: &Bench, batch: &Batch, values: &Values, chunks: &[Chun
             torque,
             source_torque,
             channels: c as u32,
-            pad: 0,
+            store: match (store, index) {
+                (true, 0) => 1 | 2 | 4,
+                (true, _) => 1 | 4,
+                (false, _) => 0,
+            },
         };
         bench.launch(bench.shapes.gather_backward(batch.atoms() + 3), &params);
         radial.extend(bench.get_operands(radial_gradient, (end - begin) * radial_width));
@@ -274,7 +289,7 @@ fn gradients_of_gathering() {
                 }
             }
         }
-        let found = gather_backward(&bench, &batch, &values, &[batch.whole()]);
+        let found = gather_backward(&bench, &batch, &values, &[batch.whole()], false);
         let name = bench.name();
         assert_close(&name, &found.radial, &expected.radial, bench.tolerance());
         for (what, found, expected) in [
@@ -289,10 +304,25 @@ fn gradients_of_gathering() {
         for atoms in [1, 4] {
             let chunks = batch.chunks(atoms);
             assert_eq!(
-                gather_backward(&bench, &batch, &values, &chunks),
+                gather_backward(&bench, &batch, &values, &chunks, false),
                 found,
                 "{name}"
             );
+        }
+        // Nothing is read of what is stored, and every atom has its sum.
+        let before = (0..node).map(|i| (i % 5) as f64);
+        let target: Vec<f64> = expected
+            .target
+            .iter()
+            .zip(before)
+            .map(|(x, b)| x - b)
+            .collect();
+        let whole = [batch.whole()].to_vec();
+        for chunks in [whole, batch.chunks(4)] {
+            let stored = gather_backward(&bench, &batch, &values, &chunks, true);
+            assert_close(&name, &stored.target, &target, 5e-6);
+            let target = found.target.clone();
+            assert_eq!(Gathered { target, ..stored }, found, "{name}");
         }
     }
 }
@@ -383,6 +413,7 @@ fn scatter_backward(
     orders: Orders,
     scale: f32,
     chunks: &[Chunk],
+    store: bool,
 ) -> Scattered {
     let c = bench.channels;
     let width = orders.rows(&bench.layout) * c;
@@ -390,8 +421,16 @@ fn scatter_backward(
         true => bench.float_space(batch.edges()),
         false => DevicePtr::NULL,
     };
-    let d_envelope = bench.floats(&vec![0.25; batch.edges()]);
-    let torque = bench.floats(&vec![0.5; 3 * batch.edges()]);
+    let (d_envelope, torque) = match store {
+        true => (
+            bench.float_space(batch.edges()),
+            bench.float_space(3 * batch.edges()),
+        ),
+        false => (
+            bench.floats(&vec![0.25; batch.edges()]),
+            bench.floats(&vec![0.5; 3 * batch.edges()]),
+        ),
+    };
     let mut message = Vec::new();
     for chunk in chunks {
         let (begin, end) = (chunk.edge_begin as usize, chunk.edge_end as usize);
@@ -409,6 +448,8 @@ fn scatter_backward(
             torque,
             channels: c as u32,
             scale,
+            store: store.into(),
+            pad: 0,
         };
         let atoms = (chunk.atom_end - chunk.atom_begin) as usize + 2;
         let launch = match orders {
@@ -447,7 +488,15 @@ fn gradients_of_scattering() {
                         .for_each(|x| *x *= 10f64.powi(3 * (i as i32 % 9) - 12));
                 }
             }
-            let found = scatter_backward(&bench, &batch, &values, orders, scale, &[batch.whole()]);
+            let found = scatter_backward(
+                &bench,
+                &batch,
+                &values,
+                orders,
+                scale,
+                &[batch.whole()],
+                false,
+            );
             let rows = orders.rows(layout);
             let mut expected = Scattered {
                 message: vec![],
@@ -487,8 +536,18 @@ fn gradients_of_scattering() {
             }
             assert_close(&name, &found.envelope, &expected.envelope, 5e-6);
             assert_close(&name, &found.torque, &expected.torque, 5e-6);
-            let cut = scatter_backward(&bench, &batch, &values, orders, scale, &batch.chunks(2));
-            assert_eq!(cut, found, "{name}");
+            let run = |chunks: &[Chunk], store: bool| {
+                scatter_backward(&bench, &batch, &values, orders, scale, chunks, store)
+            };
+            assert_eq!(run(&batch.chunks(2), false), found, "{name}");
+            // Nothing is read of what is stored.
+            let without = |found: &[f64], before: f64| found.iter().map(|x| x - before).collect();
+            let envelope: Vec<f64> = without(&expected.envelope, 0.25);
+            let torque: Vec<f64> = without(&expected.torque, 0.5);
+            let stored = run(&batch.chunks(2), true);
+            assert_close(&name, &stored.envelope, &envelope, 5e-6);
+            assert_close(&name, &stored.torque, &torque, 5e-6);
+            assert_eq!(stored.message, found.message, "{name}");
         }
     }
 }
@@ -511,9 +570,9 @@ fn a_system_has_the_same_bits_in_every_batch() {
                 let whole = [batch.whole()];
                 (
                     gather(&bench, &batch, &values, &whole),
-                    gather_backward(&bench, &batch, &values, &whole),
+                    gather_backward(&bench, &batch, &values, &whole, false),
                     scatter(&bench, &batch, &values, Orders::All, 1.0, &whole),
-                    scatter_backward(&bench, &batch, &values, Orders::All, 1.0, &whole),
+                    scatter_backward(&bench, &batch, &values, Orders::All, 1.0, &whole, false),
                     batch,
                 )
             };

@@ -2,12 +2,14 @@
 //! on the host tell and do.
 
 use super::*;
+use crate::common::device::illegal_address;
+use crate::common::link::Script;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 use umaserve::backend::cuda::CudaError;
 use umaserve::backend::cuda::device::Device;
 use umaserve::backend::cuda::host::HostDevice;
-use umaserve::comm::{Link, Outcome};
+use umaserve::comm::Outcome;
 use umaserve::neighbors::neighbor_list;
 use umaserve::worker::{PotentialSource, serve, serve_reviving};
 
@@ -43,75 +45,6 @@ fn a_worker_steps_on_the_device_with_one_graph_and_counts_its_edges() {
     }
 }
 
-/// Hands out shards and notes what the worker says.
-struct Script {
-    shards: std::vec::IntoIter<Shard>,
-    device: Arc<HostDevice>,
-    /// Shards before which the device is made to fail.
-    strikes: Vec<u64>,
-    said: Vec<String>,
-    answers: Vec<Vec<Outcome>>,
-}
-
-impl Link for Script {
-    fn take(&mut self) -> Option<Arc<Shard>> {
-        let shard = self.shards.next()?;
-        if self.strikes.contains(&shard.id) {
-            self.device.fail_next_launch(illegal_address());
-        }
-        Some(Arc::new(shard))
-    }
-
-    fn answer(&mut self, shard: u64, outcomes: Vec<Outcome>) {
-        self.said.push(format!("answer {shard}"));
-        self.answers.push(outcomes);
-    }
-
-    fn tell_unfit(&mut self, reason: &str) {
-        self.said.push(format!("unfit: {reason}"));
-    }
-
-    fn tell_fit(&mut self) {
-        self.said.push("fit".into());
-    }
-}
-
-fn illegal_address() -> CudaError {
-    CudaError::Driver {
-        call: "cuStreamSynchronize (the last kernel launched was a graph)".into(),
-        name: "CUDA_ERROR_ILLEGAL_ADDRESS".into(),
-        text: "an illegal memory access was encountered".into(),
-        sticky: true,
-    }
-}
-
-/// Has all its shards ready at once.
-struct Ready(Script);
-
-impl Link for Ready {
-    fn take(&mut self) -> Option<Arc<Shard>> {
-        self.0.take()
-    }
-
-    fn try_take(&mut self) -> Option<Arc<Shard>> {
-        let shard = self.0.take()?;
-        self.0.said.push(format!("beside {}", shard.id));
-        Some(shard)
-    }
-
-    fn answer(&mut self, shard: u64, outcomes: Vec<Outcome>) {
-        self.0.answer(shard, outcomes);
-    }
-
-    fn tell_unfit(&mut self, reason: &str) {
-        self.0.tell_unfit(reason);
-    }
-
-    fn tell_fit(&mut self) {
-        self.0.tell_fit();
-    }
-}
-
 #[test]
 fn two_shards_in_hand_at_a_time_have_the_outcomes_of_one_after_the_other() {
     let device = Arc::new(HostDevice::default());
@@ -122,21 +55,15 @@ fn two_shards_in_hand_at_a_time_have_the_outcomes_of_one_after_the_other() {
         .iter()
         .map(|shard| (shard.id, try_run(shard, &potential, MAX_EDGES).unwrap()));
     let expected: Vec<(u64, Vec<Outcome>)> = expected.collect();
-    let mut ready = Ready(Script {
-        shards: shards.into_iter(),
-        device,
-        strikes: vec![],
-        said: Vec::new(),
-        answers: Vec::new(),
-    });
-    serve(&mut ready, &potential, MAX_EDGES);
-    let said = &ready.0.said;
+    let mut script = Script::new(shards).ready();
+    serve(&mut script, &potential, MAX_EDGES);
+    let said = &script.said;
     // The second was taken before the first was answered.
     assert_eq!(said[0], "beside 1", "{said:?}");
     let ids = said
         .iter()
         .filter_map(|s| s.strip_prefix("answer ")?.parse().ok());
-    let mut found: Vec<(u64, Vec<Outcome>)> = ids.zip(ready.0.answers).collect();
+    let mut found: Vec<(u64, Vec<Outcome>)> = ids.zip(script.answers).collect();
     found.sort_by_key(|(id, _)| *id);
     assert_eq!(found, expected);
 }
@@ -197,13 +124,12 @@ fn a_cuda_error_takes_the_worker_out_until_a_fresh_context_gives_the_same_number
         create: Box::new(create),
         probe: states[0].system.clone(),
     };
-    let mut script = Script {
-        shards: [1, 2, 3].map(|id| steps(id, &states)).to_vec().into_iter(),
-        device: device.clone(),
-        strikes: vec![2],
-        said: Vec::new(),
-        answers: Vec::new(),
-    };
+    let shards = [1, 2, 3].map(|id| steps(id, &states));
+    let mut script = Script::new(shards).before(move |id| {
+        if id == 2 {
+            device.fail_next_launch(illegal_address());
+        }
+    });
     assert_eq!(
         serve_reviving(&mut script, potential, &source, MAX_EDGES),
         None
@@ -248,4 +174,29 @@ fn a_backend_goes_on_after_an_error_with_a_fresh_context_and_the_same_bits() {
         assert_eq!((*device).unhealthy().is_some(), sticky);
         assert_eq!(answers(&potential, &systems), expected, "sticky: {sticky}");
     }
+}
+
+/// What an evaluation of a small molecule takes is the time from one kernel to the next.
+#[test]
+fn an_evaluation_has_few_kernels_and_fills_only_what_nobody_writes() {
+    let device = Arc::new(HostDevice::default());
+    let potential = on_host(Precision::Tf32, &device);
+    let systems = [golden("ethanol")];
+    let systems: Vec<&System> = systems.iter().collect();
+    let mut work = [0; 3];
+    let mut bits = Vec::new();
+    for _ in 0..4 {
+        let before = device.work();
+        bits.push(answers(&potential, &systems));
+        work = std::array::from_fn(|k| device.work()[k] - before[k]);
+    }
+    println!("kernels, copies, fillings: {work:?}");
+    let layers = checkpoint("1p2").config.num_layers as u64;
+    // What is before and behind the blocks, the search and the first layers of all radial networks among it.
+    assert_eq!(work[0], 30 + 29 * layers);
+    // The inputs, from where they were copied to.
+    assert_eq!(work[1], 2);
+    // Rows of the last norm that no head reads.
+    assert_eq!(work[2], 1);
+    assert!(bits.iter().all(|other| *other == bits[0]));
 }

@@ -48,7 +48,7 @@ programs=(umaserve gpu tests/umaserve tests/cuda_ops tests/cuda_uma tests/ops)
 
 cp models/*.pt "$bundle/models/"
 cp -L tests/data/nano-*.pt tests/data/nano-*.json tests/data/fairchem-tf32-error.json "$bundle/data/"
-cp tools/gpu/run.sh tools/gpu/table.py tools/reference/make_checkpoint.py "$bundle/"
+cp tools/gpu/run.sh tools/gpu/table.py tools/gpu/peer.py tools/reference/make_checkpoint.py "$bundle/"
 cp "$target/kernels/table.txt" "$bundle/kernels.txt"
 git rev-parse HEAD >"$bundle/commit" 2>/dev/null || echo unknown >"$bundle/commit"
 du -sh "$bundle"

@@ -12,7 +12,7 @@
 #     memory      1,000 copper atoms in 2 GiB
 #     nve         10,000 steps at constant energy in f32 and tf32
 #     largest     the largest silicon cell
-#     peer        fairchem on the same GPU, where $PEER/bench.sh (default ~/peer) runs it
+#     peer        fairchem on the same GPU and the same structures, where $PEER/site (default ~/peer) has it
 #     tests       kernels, operations, golden files, random structures, the search for neighbours
 #     sanitizer   compute-sanitizer: memcheck, racecheck, initcheck on a small network
 #     profile     ncu on one evaluation
@@ -131,10 +131,12 @@ tables
 { nvidia-smi; cat commit; date -u; } >"$OUT/machine.log" 2>&1
 grep -m 1 -oE 'NVIDIA [A-Z][^|]*' "$OUT/machine.log" | sed 's/ *$//'
 
-# peer MODE SYSTEM ATOMS
+# peer MODE CASE...: the structures of the bench, in one process.
 peer() {
-    run "peer-$1-$2" 150 bash "$PEER/bench.sh" "$PEER/uma-s-1p2.pt" --device cuda --mode "$1" \
-        --system "$2" --atoms "$3" --runs 30
+    local mode=$1
+    shift
+    PYTHONPATH=$PEER/site:$PEER/site/nvidia_cutlass_dsl/dsl_packages PYTHONUNBUFFERED=1 \
+        run "peer-$mode" 300 python3 peer.py "$PEER/uma-s-1p2.pt" "${@/%/.xyz}" --device cuda --mode "$mode"
 }
 
 for part in "${parts[@]}"; do
@@ -201,10 +203,13 @@ for part in "${parts[@]}"; do
             ./umaserve selfcheck --quick "${check[@]}" --precision f16 --model "$model"
         ;;
     peer | peer-all)
-        if [ ! -f "$PEER/bench.sh" ]; then
-            absent "$part" "no $PEER/bench.sh"
+        if [ ! -d "$PEER/site/fairchem" ]; then
+            absent "$part" "no $PEER/site/fairchem"
             continue
         fi
+        structures=$OUT/cases
+        run peer-cases 30 ./gpu --write-cases "$structures" \
+            --cases si-1000,cu-1000,cu-864,si-150,ethanol,molecules-25 || continue
         if [ ! -f "$PEER/uma-s-1p2.pt" ]; then
             PYTHONPATH=$PEER/site:$PEER/site/nvidia_cutlass_dsl/dsl_packages \
                 run peer-checkpoint 120 python3 make_checkpoint.py uma-s-1p2 "$PEER/uma-s-1p2.pt"
@@ -212,9 +217,10 @@ for part in "${parts[@]}"; do
         modes=(nitro)
         [ "$part" = peer ] || modes=(nitro multigpu)
         for mode in "${modes[@]}"; do
-            peer "$mode" silicon 1000,150
-            peer "$mode" copper 864
+            peer "$mode" "$structures"/{si-1000,cu-1000,si-150,ethanol,cu-864}
         done
+        # Of different compositions: experts cannot be merged for all of them.
+        peer general-tf32 "$structures"/molecules-25
         ;;
     profile)
         if ! command -v ncu >/dev/null; then

@@ -4,7 +4,7 @@
     table.py OUT
 
 OUT/bench*.log, OUT/memory.log and OUT/largest*.log hold rows of the bench `gpu`, OUT/peer*.log lines of
-bench_fairchem.py, OUT/nve*.log lines of its `--nve`. What is not there is "not measured".
+peer.py, OUT/nve*.log lines of its `--nve`. What is not there is "not measured".
 """
 
 import glob
@@ -12,16 +12,16 @@ import os
 import re
 import sys
 
-# Name in the bench, title, aim on an H100 (ms), what others have published, system of fairchem's bench.
+# Name in the bench, title, aim on an H100 (ms), what others have published.
 CASES = [
-    ("si-1000", "1,000 Si", 8.0, "Nitro 14.4 ms (H200)", ("silicon", 1000)),
-    ("cu-1000", "1,000 Cu", 12.0, "fairchem 16.8 ms", None),
-    ("cu-864", "864 Cu", None, "", ("copper", 864)),
-    ("si-150", "150 Si", 1.5, "Nitro 2.6 ms", None),
-    ("si-216", "216 Si", None, "", ("silicon", 216)),
-    ("molecules-25", "25 different molecules, 1,446 atoms", 15.0, "TorchSim + fairchem 260 ms", None),
-    ("molecules-64", "64 molecules", None, "", None),
-    ("ethanol", "ethanol, 9 atoms", 0.8, "", None),
+    ("si-1000", "1,000 Si", 8.0, "Nitro 14.4 ms (H200)"),
+    ("cu-1000", "1,000 Cu", 12.0, "fairchem 16.8 ms"),
+    ("cu-864", "864 Cu", None, ""),
+    ("si-150", "150 Si", 1.5, "Nitro 2.6 ms"),
+    ("si-216", "216 Si", None, ""),
+    ("molecules-25", "25 different molecules, 1,446 atoms", 15.0, "TorchSim + fairchem 260 ms"),
+    ("molecules-64", "64 molecules", None, ""),
+    ("ethanol", "ethanol, 9 atoms", 0.8, ""),
 ]
 MISSING = "not measured"
 
@@ -43,27 +43,17 @@ def ours(out, pattern):
 
 
 def peer(out):
-    """(system, atoms) -> {mode: ms}; atoms as they were run."""
+    """case -> what fairchem took, by mode."""
     found = {}
-    pattern = re.compile(r"fairchem cuda (\S+) (\S+) atoms=(\d+) median_ms=([\d.]+) .*peak_GiB=([\d.]+)")
+    pattern = re.compile(
+        r"fairchem cuda (\S+) (\S+) systems=\d+ atoms=\d+ median_ms=([\d.]+) .*peak_GiB=([\d.]+)"
+    )
     for line in lines(out, "peer*.log"):
         match = pattern.search(line)
         if match:
-            mode, system, atoms, ms, gib = match.groups()
-            found.setdefault((system, int(atoms)), {})[mode] = f"{ms} ms ({mode}, {gib} GiB)"
+            mode, case, ms, gib = match.groups()
+            found.setdefault(case, {})[mode] = f"{ms} ms ({mode}, {gib} GiB)"
     return found
-
-
-def nearest(found, wanted):
-    """fairchem's cells are cubes: the nearest size within a fifth."""
-    if wanted is None:
-        return MISSING
-    system, atoms = wanted
-    near = [k for k in found if k[0] == system and abs(k[1] - atoms) <= atoms / 5]
-    if not near:
-        return MISSING
-    key = min(near, key=lambda k: abs(k[1] - atoms))
-    return "; ".join(found[key].values()) + ("" if key[1] == atoms else f" at {key[1]} atoms")
 
 
 def main():
@@ -76,9 +66,10 @@ def main():
         cells = [row[3], row[5], row[7], row[9], row[10]] if row else ["", MISSING, "", "", ""]
         print("|", " | ".join([title, kind, *cells, aim, published, beside]), "|")
 
-    for case, title, aim, published, like in CASES:
+    for case, title, aim, published in CASES:
         for kind in ("tf32", "f16", "f32"):
-            texts = (published, nearest(others, like)) if kind == "tf32" else ()
+            theirs = "; ".join(others.get(case, {}).values()) or MISSING
+            texts = (published, theirs) if kind == "tf32" else ()
             line(title, kind, rows.get((case, kind)), f"{aim} ms" if aim else "", *texts)
     memory = ours(out, "memory.log") or {("cu-1000", "tf32"): None}
     for (_, kind), row in memory.items():

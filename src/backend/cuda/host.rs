@@ -10,12 +10,12 @@ use super::device::{
     Device, DeviceInfo, Event, Graph, Kernel, LaunchSize, MemoryInfo, Pinned, Stream,
 };
 use super::error::CudaError;
-use super::params::DevicePtr;
+use super::params::{DevicePtr, Params};
 use rayon::prelude::*;
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -206,6 +206,8 @@ struct State {
     events: HashMap<usize, Instant>,
     made: usize,
     launches: u64,
+    copies: u64,
+    fills: u64,
     graph_launches: u64,
     uploads_beside: u64,
     unhealthy: Option<CudaError>,
@@ -255,6 +257,12 @@ impl HostDevice {
         self.lock().launches
     }
 
+    /// Kernels, copies inside the device and fillings so far, those of graphs included.
+    pub fn work(&self) -> [u64; 3] {
+        let state = self.lock();
+        [state.launches, state.copies, state.fills]
+    }
+
     /// Graphs launched so far.
     pub fn graph_launches(&self) -> u64 {
         self.lock().graph_launches
@@ -279,6 +287,26 @@ impl HostDevice {
     /// The next launch fails with this error instead.
     pub fn fail_next_launch(&self, error: CudaError) {
         self.lock().injected = Some(error);
+    }
+
+    /// Runs some blocks of a grid only, counted along x first: where the others have nothing to do that is
+    /// looked at.
+    ///
+    /// # Errors
+    /// What the kernel does wrong, and blocks that the grid does not have.
+    pub fn launch_blocks<P: Params>(
+        &self,
+        kernel: Kernel,
+        size: LaunchSize,
+        params: &P,
+        blocks: Range<u64>,
+    ) -> Result<(), CudaError> {
+        let order = self.healthy()?.order;
+        let params = bytemuck::bytes_of(params);
+        run_kernel(kernel, size, params, order, Some(blocks)).map_err(|reason| CudaError::Kernel {
+            kernel: kernel.to_string(),
+            reason,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -331,6 +359,7 @@ impl State {
     fn perform(&mut self, work: &Work) -> Result<(), CudaError> {
         match work {
             Work::Copy(to, from, bytes) => {
+                self.copies += 1;
                 let (to, from) = (self.range(*to, *bytes)?, self.range(*from, *bytes)?);
                 // SAFETY: both ranges lie inside living allocations, which no kernel uses now;
                 // `copy` allows them to overlap.
@@ -338,6 +367,7 @@ impl State {
                 Ok(())
             }
             Work::Fill(to, value, bytes) => {
+                self.fills += 1;
                 let to = self.range(*to, *bytes)?;
                 // SAFETY: the range lies inside a living allocation, which no kernel uses now.
                 unsafe { std::ptr::write_bytes(to, *value, *bytes) };
@@ -351,7 +381,7 @@ impl State {
                     return Err(error);
                 }
                 self.launches += 1;
-                let run = run_kernel(*kernel, *size, params, self.order);
+                let run = run_kernel(*kernel, *size, params, self.order, None);
                 let run = run.and_then(|()| self.check_guards());
                 run.map_err(|reason| {
                     let error = CudaError::Kernel {
@@ -377,12 +407,13 @@ impl State {
     }
 }
 
-/// Runs all blocks, on the threads of rayon.
+/// Runs all blocks, or only these (counted along x first), on the threads of rayon.
 fn run_kernel(
     kernel: Kernel,
     size: LaunchSize,
     params: &[u8],
     order: ThreadOrder,
+    only: Option<Range<u64>>,
 ) -> Result<(), String> {
     if size.shared_bytes as usize > SHARED_BYTES {
         return Err(format!(
@@ -398,10 +429,15 @@ fn run_kernel(
     // Aligned as a structure of 8-byte fields is.
     let mut words = vec![0u64; params.len().div_ceil(8)];
     bytemuck::cast_slice_mut(&mut words)[..params.len()].copy_from_slice(params);
-    let blocks = x * y * z;
+    let Range { start, end } = only.unwrap_or(0..x * y * z);
+    if start >= end || end > x * y * z {
+        return Err(format!("blocks {start}..{end} of {}", x * y * z));
+    }
+    let blocks = end - start;
     let pieces = blocks.min(4 * rayon::current_num_threads() as u64);
     let run = |piece: u64| {
-        let (first, end) = (blocks * piece / pieces, blocks * (piece + 1) / pieces);
+        let place = |piece: u64| start + blocks * piece / pieces;
+        let (first, end) = (place(piece), place(piece + 1));
         let mut error = vec![0u8; 2048];
         // SAFETY: all pointers are to living memory of the sizes given: three numbers, three
         // numbers, `params.len()` bytes (the launch compares that with what the kernel takes) and

@@ -14,6 +14,7 @@ pub mod device;
 pub mod driver;
 pub mod error;
 pub mod gemm;
+mod gradients;
 #[cfg(feature = "host-kernels")]
 pub mod host;
 pub mod images;
@@ -309,7 +310,7 @@ impl CudaBackend {
                 other => break other?,
             }
         };
-        state.passes.push(Pass {
+        let pass = Pass {
             capacity,
             chunking,
             places,
@@ -318,7 +319,12 @@ impl CudaBackend {
             last_use: state.clock,
             graphs: [None; 2],
             runs: [0; 2],
-        });
+        };
+        if let Err(error) = run::prepare(&*self.device, &pass) {
+            let _ = self.device.free(base);
+            return Err(error);
+        }
+        state.passes.push(pass);
         Ok(state.passes.len() - 1)
     }
 

@@ -153,7 +153,7 @@ params! {
         chunk: DevicePtr,
         /// `[E][3]`
         vector: DevicePtr,
-        /// `[E]` dE/d(distance) through the radial functions.
+        /// `[networks][edge_stride]` dE/d(distance) through each radial network, added up from the last one on.
         d_distance: DevicePtr,
         /// `[E]` dE/d(envelope)
         d_envelope: DevicePtr,
@@ -165,6 +165,12 @@ params! {
         gradient: DevicePtr,
         /// Angstrom.
         cutoff: f64,
+        /// Numbers from one network to the next.
+        edge_stride: u64,
+        /// Radial networks.
+        networks: u32,
+        /// 0
+        pad: u32,
     }
 
     /// atom_force: force and virial of every atom.
@@ -205,6 +211,20 @@ params! {
         pad: u32,
     }
 
+    /// First layer of one radial network.
+    struct RadialNetwork {
+        /// `[basis][A]`: the columns of the layer that the Gaussians meet, transposed.
+        weight: DevicePtr,
+        /// `[elements][A]`: the source half of the layer times the embedding of each element.
+        source_table: DevicePtr,
+        /// `[elements][A]`: the same for targets, plus the bias.
+        target_table: DevicePtr,
+        /// `[A]` LayerNorm.
+        norm_weight: DevicePtr,
+        /// `[A]`
+        norm_bias: DevicePtr,
+    }
+
     /// radial_first_f32, _f16: first layer, its LayerNorm and SiLU.
     struct RadialFirstParams {
         /// Edges to do.
@@ -217,18 +237,12 @@ params! {
         target: DevicePtr,
         /// `[N]` atomic numbers.
         numbers: DevicePtr,
-        /// `[basis][A]`: the columns of the first layer that the Gaussians meet, transposed.
-        weight: DevicePtr,
-        /// `[elements][A]`: the source half of the first layer times the embedding of each element.
-        source_table: DevicePtr,
-        /// `[elements][A]`: the same for targets, plus the bias.
-        target_table: DevicePtr,
-        /// `[A]` LayerNorm.
-        norm_weight: DevicePtr,
-        /// `[A]`
-        norm_bias: DevicePtr,
-        /// `[edges][A]` Operand, written.
+        /// `[networks]`
+        networks: DevicePtr,
+        /// `[networks][edges][A]` Operand, written.
         out: DevicePtr,
+        /// Elements from one network to the next.
+        out_stride: u64,
         /// Number of Gaussians.
         basis: u32,
         /// A.
@@ -251,22 +265,18 @@ params! {
         target: DevicePtr,
         /// `[N]` atomic numbers.
         numbers: DevicePtr,
-        /// As for radial_first.
-        weight: DevicePtr,
-        /// As for radial_first.
-        source_table: DevicePtr,
-        /// As for radial_first.
-        target_table: DevicePtr,
-        /// `[A]`
-        norm_weight: DevicePtr,
-        /// `[A]`
-        norm_bias: DevicePtr,
-        /// `[edges][A]` Value.
+        /// `[networks]`
+        networks: DevicePtr,
+        /// `[networks][edges][A]` Value.
         gradient: DevicePtr,
-        /// `[E]` what the gradient is to be divided by, or null for 1.
+        /// Elements from one network to the next.
+        gradient_stride: u64,
+        /// `[networks][edge_stride]` what the gradient is to be divided by, or null for 1.
         gradient_scale: DevicePtr,
-        /// `[E]`, added to.
+        /// `[networks][edge_stride]`, written.
         d_distance: DevicePtr,
+        /// Numbers from one network to the next.
+        edge_stride: u64,
         /// Number of Gaussians.
         basis: u32,
         /// A.
@@ -363,8 +373,8 @@ params! {
         radial_gradient: DevicePtr,
         /// `[N][S][C]` gradient of x: the sum over the edges to each atom is added.
         target_gradient: DevicePtr,
-        /// `[N][S][C]` running sum over the edges from each atom, added to, in the order of by_source;
-        /// 0 before the first chunk. After the last, add it to target_gradient with add_nodes.
+        /// `[N][S][C]` running sum over the edges from each atom, added to, in the order of by_source.
+        /// After the last chunk it is the sources' half of the gradient of x.
         source_gradient: DevicePtr,
         /// `[E][3]` added to: the targets' half.
         torque: DevicePtr,
@@ -372,8 +382,9 @@ params! {
         source_torque: DevicePtr,
         /// C.
         channels: u32,
-        /// 0
-        pad: u32,
+        /// What is written instead of added to: 1 target_gradient (atoms of the chunk), 2 source_gradient (all
+        /// atoms: in the first chunk), 4 source_torque.
+        store: u32,
     }
 
     /// rotate_scatter, scatter_radial: out = residual + scale * sum over edges to the atom of p D^T m.
@@ -426,6 +437,10 @@ params! {
         channels: u32,
         /// Constant factor.
         scale: f32,
+        /// 1: d_envelope and torque are written instead.
+        store: u32,
+        /// 0
+        pad: u32,
     }
 
     /// gate_edges_f32, _f16: rows of degree 0 through SiLU, of degree l times the sigmoid of gate l - 1.
@@ -496,6 +511,8 @@ params! {
         x_gradient: DevicePtr,
         /// `[N][lmax H]`
         gates_gradient: DevicePtr,
+        /// `[N][lmax H]` what SiLU made the gates of, or null. With it, gates_gradient is the gradient of that.
+        gates_pre: DevicePtr,
         /// H.
         channels: u32,
         /// Largest degree.
@@ -558,6 +575,8 @@ params! {
         weight: DevicePtr,
         /// `[N][S][C]` gradient of the output.
         gradient: DevicePtr,
+        /// `[N][S][C]` added to that, or null.
+        second_gradient: DevicePtr,
         /// `[N][S][C]`; may be `gradient` when written.
         x_gradient: DevicePtr,
         /// C.
@@ -570,47 +589,27 @@ params! {
         pad: u32,
     }
 
-    /// balance_shift: shift = (sum over the atoms of a system of degree 0 - wanted) / atoms, for
-    /// `count` channels from `first` on. One block a system. Backwards: of the gradient, wanted = null.
-    struct BalanceShiftParams {
+    /// balance: x -= (sum over the atoms of the system - wanted) / atoms in some channels of degree 0, one
+    /// range of them after the other. One block a system. Backwards: of the gradient, wanted = null.
+    struct BalanceParams {
         /// `[systems + 1]`
         atom_start: DevicePtr,
-        /// `[N][width]`
+        /// `[N][width]`, changed.
         x: DevicePtr,
-        /// `[systems]` charge or unpaired electrons, or null for 0.
-        wanted: DevicePtr,
-        /// `[systems][count]`, written (0 for systems without atoms).
-        shift: DevicePtr,
+        /// `[systems]` charge or unpaired electrons, or null for 0, for each range.
+        wanted: [DevicePtr; 2],
+        /// First channel of each range.
+        first: [u32; 2],
+        /// Number of channels of each.
+        count: [u32; 2],
+        /// Number of ranges.
+        ranges: u32,
         /// Number of systems.
         systems: u32,
         /// Values of an atom, S C.
         width: u32,
-        /// First channel.
-        first: u32,
-        /// Number of channels.
-        count: u32,
-    }
-
-    /// balance: out = x - shift in the channels, x elsewhere. Backwards: the same on the gradient.
-    struct BalanceParams {
-        /// Atoms to do.
-        chunk: DevicePtr,
-        /// `[N]`
-        atom_system: DevicePtr,
-        /// `[N][width]`
-        x: DevicePtr,
-        /// `[systems][count]`
-        shift: DevicePtr,
-        /// `[N][width]`; may be `x` when written, and then only the channels are touched.
-        out: DevicePtr,
-        /// Values of an atom, S C.
-        width: u32,
-        /// First channel.
-        first: u32,
-        /// Number of channels.
-        count: u32,
-        /// 1: added to. 0: written.
-        accumulate: u32,
+        /// 0
+        pad: u32,
     }
 
     /// silu_rows: out = SiLU(x).

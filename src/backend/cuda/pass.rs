@@ -5,7 +5,7 @@ use super::gemm::TILE_ROWS;
 use super::params::{Chunk, DevicePtr, SearchGrid, Tile};
 use super::plan::Plan;
 use crate::backend::Structure;
-use crate::nn::{Op, Program};
+use crate::nn::Program;
 
 /// What a pass has room for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -180,7 +180,7 @@ pub struct Places {
     pub envelope: usize,
     /// f32 `[E][W]`
     pub wigner: usize,
-    /// f32 `[E]`
+    /// f32 `[networks][E]`
     pub d_distance: usize,
     /// f32 `[E]`
     pub d_envelope: usize,
@@ -188,12 +188,10 @@ pub struct Places {
     pub torque: usize,
     /// f32 `[E][3]`
     pub source_torque: usize,
-    /// Up to here, from `d_distance` on, a run starts with zeros.
-    pub sums_end: usize,
-    /// f32 `[E]`
+    /// f32 `[edge stages][E]`
     pub gradient_scale: usize,
-    /// f32 `[B]` per balanced channel
-    pub shift: usize,
+    /// f32 `[N]`: the gradient of the energies of the atoms, 1 from the start.
+    pub ones: usize,
     /// f64 `[E][3]`
     pub gradient: usize,
     /// Atom buffers.
@@ -269,13 +267,12 @@ impl Places {
         places.unit = take(12 * e);
         places.envelope = take(4 * e);
         places.wigner = take(4 * e * program.layout.wigner_len);
-        places.d_distance = take(4 * e);
+        places.d_distance = take(4 * e * plan.networks.len());
         places.d_envelope = take(4 * e);
         places.torque = take(12 * e);
         places.source_torque = take(12 * e);
-        places.sums_end = take(0);
-        places.gradient_scale = take(4 * e);
-        places.shift = take(4 * b * balanced(program));
+        places.gradient_scale = take(4 * e * plan.edge_stages());
+        places.ones = take(4 * n);
         places.gradient = take(24 * e);
         places.atom_arena = take(plan.atoms.bytes * n);
         places.edge_arena = take(plan.edge_bytes * chunking.rows);
@@ -283,15 +280,6 @@ impl Places {
         places.bytes = take(0);
         places
     }
-}
-
-/// Most channels that are balanced at once.
-fn balanced(program: &Program) -> usize {
-    let channels = program.ops.iter().map(|op| match op {
-        Op::Balance { channels, .. } => channels.len(),
-        _ => 0,
-    });
-    channels.max().unwrap_or(0)
 }
 
 /// Memory for batches up to a capacity.

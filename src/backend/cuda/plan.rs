@@ -7,9 +7,13 @@
 
 use super::arena::{Arena, Use};
 use super::error::CudaError;
+use super::gradients::Gradients;
 use super::precision::{EdgeNumbers, Number};
 use crate::nn::op::Grain;
 use crate::nn::{Buf, Domain, Op, Program};
+
+/// Kept buffers begin at multiples of this, bytes a row.
+pub const KEPT_ALIGN: usize = 16;
 
 /// A part of the program that runs as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,9 +110,10 @@ pub struct Plan {
     pub kept_bytes: usize,
     /// Number types of edge values.
     pub numbers: EdgeNumbers,
-    /// Gradients of atom buffers that several operations add to, with the stage whose backward pass
-    /// is the first to add: they start as 0.
-    pub gradients_begin: Vec<(Buf, usize)>,
+    /// How the gradients of atom buffers come about.
+    pub gradients: Gradients,
+    /// The radial networks, by operation.
+    pub networks: Vec<usize>,
 }
 
 /// Edge buffers that an operation reads.
@@ -159,9 +164,20 @@ impl Plan {
         let mut kept_bytes = 0;
         for (buf, number) in kept_buffers {
             kept.push((buf, kept_bytes));
-            kept_bytes += (program.width(buf) * number.bytes()).next_multiple_of(16);
+            kept_bytes += (program.width(buf) * number.bytes()).next_multiple_of(KEPT_ALIGN);
         }
         let is_kept = |buf: Buf| kept.iter().any(|(b, _)| *b == buf);
+        if let Some(Op::Linear { silu: false, .. }) = program
+            .ops
+            .iter()
+            .find(|op| op.out() == program.atom_energy)
+            && !(program.ops.iter()).any(|op| atom_inputs(op).contains(&program.atom_energy))
+        {
+        } else {
+            return Err(CudaError::Unsupported(
+                "energies of atoms that are not the result of a linear map, or read again".into(),
+            ));
+        }
         let edges: Vec<EdgeBuffers> = stages
             .iter()
             .map(|stage| match stage {
@@ -177,10 +193,11 @@ impl Plan {
             .map(|e| e.forward.bytes.max(e.backward.bytes))
             .max()
             .unwrap_or(0);
-        let gradients_begin = gradients_begin(program, &stages);
+        let gradients = Gradients::new(program, &stages);
         Ok(Plan {
-            gradients_begin,
-            atoms: Arena::plan(&atom_uses(program, &stages)),
+            atoms: Arena::plan(&atom_uses(program, &stages, &gradients)),
+            gradients,
+            networks: networks(program),
             edges,
             edge_bytes,
             stages,
@@ -188,6 +205,38 @@ impl Plan {
             kept_bytes,
             numbers,
         })
+    }
+
+    /// Which radial network an operation is.
+    pub fn network(&self, op: usize) -> usize {
+        let found = self.networks.iter().position(|&i| i == op);
+        found.expect("every radial network is listed")
+    }
+
+    /// Which edge stage a stage is, counted without those on atoms.
+    pub fn edge_stage(&self, stage: usize) -> usize {
+        let before = self.stages[..stage].iter();
+        before.filter(|s| matches!(s, Stage::Edges(_))).count()
+    }
+
+    /// Edge stages.
+    pub fn edge_stages(&self) -> usize {
+        self.edge_stage(self.stages.len())
+    }
+
+    /// The hidden buffers of the first radial network, if those of all networks are kept one after the other,
+    /// so that one launch has the first layers of all: values after the first layer, and (with everything
+    /// kept) before the second norm.
+    pub fn first_layers(&self, program: &Program) -> (Option<Buf>, Option<Buf>) {
+        let Some(Op::Radial {
+            hidden_1, hidden_2, ..
+        }) = self.networks.first().map(|&i| &program.ops[i])
+        else {
+            return (None, None);
+        };
+        let kept = |buf: Buf| self.kept_at(buf).map(|_| buf);
+        let first = kept(*hidden_1);
+        (first, first.and_then(|_| kept(*hidden_2)))
     }
 
     /// Whether a buffer is kept, and where.
@@ -290,7 +339,31 @@ fn fused(program: &Program, ops: &[usize], numbers: EdgeNumbers) -> Vec<(usize, 
     pairs.map(|pair| (pair[0], pair[1])).collect()
 }
 
-/// The buffers with their number types.
+/// The radial networks, by operation.
+fn networks(program: &Program) -> Vec<usize> {
+    let ops = program.ops.iter().enumerate();
+    ops.filter(|(_, op)| matches!(op, Op::Radial { .. }))
+        .map(|(i, _)| i)
+        .collect()
+}
+
+/// Whether the first layers of all radial networks can be one launch: they have the same width, and every
+/// edge stage has one of them, whose gradients carry that stage's factor.
+fn is_uniform(program: &Program, stages: &[Stage]) -> bool {
+    let width = |i: &usize| match &program.ops[*i] {
+        Op::Radial { mlp, .. } => program.weights[mlp.first_bias.0].shape[0],
+        _ => 0,
+    };
+    let networks = networks(program);
+    let same = networks.windows(2).all(|w| width(&w[0]) == width(&w[1]));
+    let one = stages.iter().all(|stage| match stage {
+        Stage::Atoms(_) => true,
+        Stage::Edges(stage) => stage.ops.iter().filter(|i| networks.contains(i)).count() == 1,
+    });
+    same && one
+}
+
+/// The buffers with their number types. Those of radial networks come first, one kind after the other.
 fn kept_buffers(
     program: &Program,
     stages: &[Stage],
@@ -298,6 +371,23 @@ fn kept_buffers(
     numbers: EdgeNumbers,
 ) -> Vec<(Buf, Number)> {
     let mut kept = Vec::new();
+    let of_networks = |of: &dyn Fn(&Op) -> Option<(Buf, Number)>| -> Vec<(Buf, Number)> {
+        let networks = networks(program).into_iter();
+        networks.filter_map(|i| of(&program.ops[i])).collect()
+    };
+    // With nothing kept memory is short, and the first layers are made where they are needed.
+    if keep >= Keep::Gates && is_uniform(program, stages) {
+        kept.extend(of_networks(&|op| match op {
+            Op::Radial { hidden_1, .. } => Some((*hidden_1, numbers.operands)),
+            _ => None,
+        }));
+    }
+    if keep >= Keep::Everything {
+        kept.extend(of_networks(&|op| match op {
+            Op::Radial { hidden_2, .. } => Some((*hidden_2, Number::F32)),
+            _ => None,
+        }));
+    }
     for stage in stages {
         let Stage::Edges(stage) = stage else { continue };
         for &i in &stage.ops {
@@ -308,8 +398,8 @@ fn kept_buffers(
                 Op::RotateScatter { message, .. } if keep >= Keep::Messages => {
                     kept.push((message, value_number(program, numbers, message)));
                 }
-                Op::Radial { hidden_2, out, .. } if keep >= Keep::Everything => {
-                    kept.extend([(hidden_2, Number::F32), (out, numbers.values)]);
+                Op::Radial { out, .. } if keep >= Keep::Everything => {
+                    kept.push((out, numbers.values));
                 }
                 _ => {}
             }
@@ -396,10 +486,15 @@ fn value_uses(
         };
         match &program.ops[i] {
             Op::Radial {
-                mlp, hidden_2, out, ..
+                mlp,
+                hidden_1,
+                hidden_2,
+                out,
             } => {
                 let width = program.weights[mlp.first_bias.0].shape[0];
-                push(EdgeKey::Activation(i, 1), width * operands, None);
+                if !kept(*hidden_1) {
+                    push(EdgeKey::Activation(i, 1), width * operands, None);
+                }
                 push(EdgeKey::Activation(i, 2), width * operands, None);
                 let out_bytes = program.width(*out) * numbers.values.bytes();
                 for (buf, bytes) in [(*hidden_2, width * 4), (*out, out_bytes)] {
@@ -471,9 +566,18 @@ fn edge_buffers(
             let bytes = program.width(buf) * number.bytes();
             push(EdgeKey::Gradient(buf), bytes, back(maker));
         }
-        if let Op::Radial { mlp, .. } = &program.ops[i] {
+        if let Op::Radial {
+            mlp,
+            hidden_1,
+            hidden_2,
+            ..
+        } = &program.ops[i]
+        {
             let width = program.weights[mlp.first_bias.0].shape[0];
-            for (layer, operand) in [(1, false), (2, false), (3, true)] {
+            // That of layer 1 takes the place of what is kept of layer 2 until all networks are done together.
+            let together = kept(*hidden_1) && kept(*hidden_2);
+            let layers = [(1, false), (2, false), (3, true)];
+            for (layer, operand) in layers.into_iter().skip(usize::from(together)) {
                 let key = EdgeKey::ActivationGradient(i, layer);
                 push(key, width * numbers.number(operand).bytes(), back(p));
             }
@@ -492,22 +596,7 @@ fn ops_of(stage: &Stage) -> Vec<usize> {
     }
 }
 
-/// The last stage that reads a buffer is the first to add to its gradient.
-fn gradients_begin(program: &Program, stages: &[Stage]) -> Vec<(Buf, usize)> {
-    let buffers = (0..program.buffers.len()).map(Buf);
-    buffers
-        .filter(|buf| program.buffers[buf.0].domain == Domain::Atom)
-        .filter_map(|buf| {
-            let reads = |stage: &Stage| {
-                let mut ops = ops_of(stage).into_iter();
-                ops.any(|i| atom_inputs(&program.ops[i]).contains(&buf))
-            };
-            Some((buf, stages.iter().rposition(reads)?))
-        })
-        .collect()
-}
-
-fn atom_uses(program: &Program, stages: &[Stage]) -> Vec<Use<AtomKey>> {
+fn atom_uses(program: &Program, stages: &[Stage], gradients: &Gradients) -> Vec<Use<AtomKey>> {
     let last = 2 * stages.len() - 1;
     let mut uses = Vec::new();
     for (b, buffer) in program.buffers.iter().enumerate() {
@@ -538,10 +627,17 @@ fn atom_uses(program: &Program, stages: &[Stage]) -> Vec<Use<AtomKey>> {
             start: made,
             end,
         });
-        // The last reader forward is the first to add backward. `pre` of a linear map has no
-        // reader; its gradient is scratch of that operation.
-        let first = match read.iter().max() {
-            _ if buf == program.atom_energy => stages.len(),
+        // That of the energies is 1 and has a place of its own; that of gates may never be made.
+        if buf == program.atom_energy || gradients.before_gates(buf).is_some() {
+            continue;
+        }
+        // The last reader forward is the first to write backward. `pre` of a linear map has no
+        // reader; its gradient is scratch of that operation, or the gate's behind it.
+        let readers = match gradients.gates_of(buf) {
+            Some(gates) => touches(&|op| atom_inputs(op).contains(&gates)),
+            None => read,
+        };
+        let first = match readers.iter().max() {
             Some(reader) => last - reader,
             None => last - made,
         };
@@ -555,14 +651,38 @@ fn atom_uses(program: &Program, stages: &[Stage]) -> Vec<Use<AtomKey>> {
     for (s, stage) in stages.iter().enumerate() {
         for i in ops_of(stage) {
             if let Op::GatherRotateScale { x, .. } = program.ops[i] {
+                // The norm that made x may read it.
+                let reader = (0..s).rev().find(|&s| {
+                    gradients.gather_of(x) == Some(i)
+                        && ops_of(&stages[s])
+                            .iter()
+                            .any(|&j| program.ops[j].out() == x)
+                });
                 uses.push(Use {
                     key: AtomKey::Source(i),
                     bytes: 4 * program.width(x),
                     start: last - s,
-                    end: last - s,
+                    end: last - reader.unwrap_or(s),
                 });
             }
         }
     }
-    uses
+    together(uses, gradients)
+}
+
+/// Buffers that are the same memory as one, in use from the first of them to the last.
+fn together(uses: Vec<Use<AtomKey>>, gradients: &Gradients) -> Vec<Use<AtomKey>> {
+    let mut merged: Vec<Use<AtomKey>> = Vec::new();
+    for u in uses {
+        let key = gradients.place(u.key);
+        match merged.iter_mut().find(|other| other.key == key) {
+            Some(other) => {
+                other.bytes = other.bytes.max(u.bytes);
+                other.start = other.start.min(u.start);
+                other.end = other.end.max(u.end);
+            }
+            None => merged.push(Use { key, ..u }),
+        }
+    }
+    merged
 }

@@ -46,6 +46,21 @@ mod radial;
 
 type Done = Result<(), CudaError>;
 
+/// Writes what a pass has from the start.
+///
+/// # Errors
+/// Those of the device.
+pub fn prepare(device: &dyn Device, pass: &Pass) -> Done {
+    let atoms = pass.capacity.atoms;
+    let params = FillParams {
+        destination: pass.at(pass.places.ones),
+        count: atoms as u64,
+        value: 1f32.to_bits(),
+        pad: 0,
+    };
+    device.launch(Kernel("fill"), LaunchSize::cover(atoms, 256), &params)
+}
+
 /// The edges that a launch covers.
 #[derive(Clone, Copy)]
 struct Edges {
@@ -61,17 +76,15 @@ impl Runner<'_> {
     /// Everything from edge vectors to dE/d(vector) and the energies of the atoms.
     pub fn evaluate(&self) -> Done {
         self.geometry()?;
+        self.first_layers()?;
         for s in 0..self.plan.stages.len() {
             self.forward(s)?;
         }
-        let p = &self.pass.places;
-        let sums = p.sums_end - p.d_distance;
-        self.device
-            .fill_bytes(self.pass.at(p.d_distance), 0, sums)?;
-        self.ones(self.gradient(self.program.atom_energy))?;
+        self.edge_sums()?;
         for s in (0..self.plan.stages.len()).rev() {
             self.backward(s)?;
         }
+        self.first_layers_backward()?;
         self.edge_force()
     }
 
@@ -93,10 +106,13 @@ impl Runner<'_> {
     }
 
     fn atom(&self, key: AtomKey) -> DevicePtr {
+        if key == AtomKey::Gradient(self.program.atom_energy) {
+            return self.at(self.pass.places.ones);
+        }
         let offset = self
             .plan
             .atoms
-            .find(key)
+            .find(self.plan.gradients.place(key))
             .expect("every atom buffer is planned");
         self.at(self.pass.places.atom_arena)
             .offset(offset * self.atoms())
@@ -162,17 +178,6 @@ impl Runner<'_> {
             .fill_bytes(self.atom(key), 0, 4 * width * self.atoms())
     }
 
-    fn ones(&self, at: DevicePtr) -> Done {
-        let params = FillParams {
-            destination: at,
-            count: self.atoms() as u64,
-            value: 1f32.to_bits(),
-            pad: 0,
-        };
-        let size = LaunchSize::cover(self.atoms(), 256);
-        self.device.launch(Kernel("fill"), size, &params)
-    }
-
     fn add(&self, x: DevicePtr, y: DevicePtr, width: usize) -> Done {
         let params = AddNodesParams {
             chunk: self.pass.whole(),
@@ -216,6 +221,9 @@ impl Runner<'_> {
             source_torque: self.at(p.source_torque),
             gradient: self.at(p.gradient),
             cutoff: self.program.cutoff,
+            edge_stride: self.pass.capacity.edges as u64,
+            networks: self.plan.networks.len() as u32,
+            pad: 0,
         };
         self.launch(self.shapes.edge_force(self.pass.capacity.edges), &params)
     }
@@ -451,7 +459,7 @@ impl Runner<'_> {
 
     fn forward(&self, s: usize) -> Done {
         match &self.plan.stages[s] {
-            Stage::Atoms(i) => self.forward_atoms(&self.program.ops[*i]),
+            Stage::Atoms(i) => self.forward_atoms(*i),
             Stage::Edges(stage) => {
                 for chunk in 0..self.pass.chunking.count {
                     let at = Edges {
@@ -466,12 +474,12 @@ impl Runner<'_> {
         }
     }
 
-    fn forward_atoms(&self, op: &Op) -> Done {
+    fn forward_atoms(&self, i: usize) -> Done {
         let p = &self.pass.places;
         let (channels, lmax) = (self.channels(), self.lmax());
         let rows = self.program.layout.rows as u32;
         let chunk = self.pass.whole();
-        match op {
+        match &self.program.ops[i] {
             Op::EmbedAtoms { table, out } => {
                 let params = EmbedAtomsParams {
                     chunk,
@@ -573,17 +581,17 @@ impl Runner<'_> {
                 };
                 self.launch(self.shapes.gate_atoms(self.atoms()), &params)
             }
-            Op::Balance {
-                x,
-                channels,
-                target,
-                out,
-            } => {
-                let wanted = match target {
-                    BalanceTarget::Charge => self.at(p.charge),
-                    BalanceTarget::UnpairedElectrons => self.at(p.unpaired),
-                };
-                self.balance(self.value(*x), self.value(*out), channels, wanted, 0)
+            // Done with the one before.
+            Op::Balance { .. } if self.plan.gradients.balanced_before(i) => Ok(()),
+            Op::Balance { x, out, .. } => {
+                let (x, to) = (self.value(*x), self.value(*out));
+                if x != to {
+                    let bytes = 4 * self.program.width(*out) * self.atoms();
+                    self.device.copy(to, x, bytes)?;
+                }
+                let second = self.plan.gradients.balanced_with(i);
+                let ops: Vec<usize> = std::iter::once(i).chain(second).collect();
+                self.balance(to, &ops, true)
             }
             Op::Radial { .. }
             | Op::ScatterRadial { .. }
@@ -594,45 +602,35 @@ impl Runner<'_> {
         }
     }
 
-    fn balance(
-        &self,
-        x: DevicePtr,
-        out: DevicePtr,
-        channels: &std::ops::Range<usize>,
-        wanted: DevicePtr,
-        accumulate: u32,
-    ) -> Done {
+    /// One or two balances in place: of values, whose sums are given, or of gradients.
+    fn balance(&self, x: DevicePtr, ops: &[usize], of_values: bool) -> Done {
         let p = &self.pass.places;
-        let systems = self.pass.capacity.systems as u32;
-        let width = (self.program.layout.rows * self.program.channels) as u32;
-        let (first, count) = (channels.start as u32, channels.len() as u32);
-        let shift = self.at(p.shift);
-        let params = BalanceShiftParams {
+        let systems = self.pass.capacity.systems;
+        let mut params = BalanceParams {
             atom_start: self.at(p.atom_start),
             x,
-            wanted,
-            shift,
-            systems,
-            width,
-            first,
-            count,
+            systems: systems as u32,
+            width: (self.program.layout.rows * self.program.channels) as u32,
+            ranges: ops.len() as u32,
+            ..BalanceParams::default()
         };
-        self.launch(
-            self.shapes.balance_shift(systems as usize, channels.len()),
-            &params,
-        )?;
-        let params = BalanceParams {
-            chunk: self.pass.whole(),
-            atom_system: self.at(p.atom_system),
-            x,
-            shift,
-            out,
-            width,
-            first,
-            count,
-            accumulate,
-        };
-        self.launch(self.shapes.balance(self.atoms()), &params)
+        for (range, &i) in ops.iter().enumerate() {
+            let Op::Balance {
+                channels, target, ..
+            } = &self.program.ops[i]
+            else {
+                unreachable!("a balance")
+            };
+            params.first[range] = channels.start as u32;
+            params.count[range] = channels.len() as u32;
+            if of_values {
+                params.wanted[range] = match target {
+                    BalanceTarget::Charge => self.at(p.charge),
+                    BalanceTarget::UnpairedElectrons => self.at(p.unpaired),
+                };
+            }
+        }
+        self.launch(self.shapes.balance(systems), &params)
     }
 
     /// Operations of a stage, in order.
@@ -647,9 +645,7 @@ impl Runner<'_> {
         let rows = self.pass.chunking.rows;
         let chunk = self.pass.chunk(at.chunk);
         match &self.program.ops[i] {
-            Op::Radial {
-                mlp, hidden_2, out, ..
-            } => self.radial(i, mlp, (*hidden_2, *out), stage.follower(i, ops), at),
+            Op::Radial { mlp, .. } => self.radial(i, mlp, stage.follower(i, ops), at),
             Op::GatherRotateScale { x, radial, out, .. } => {
                 let params = GatherRotateScaleParams {
                     chunk,

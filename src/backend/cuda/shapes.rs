@@ -254,25 +254,25 @@ impl Shapes {
         (Kernel("system_sums"), size)
     }
 
-    /// First radial layer. `rows` edges, `width` values.
-    pub fn radial_first(&self, rows: usize, width: usize, _basis: usize) -> Launch {
+    /// First layers of so many radial networks. `rows` edges, `width` values.
+    pub fn radial_first(&self, rows: usize, width: usize, networks: usize) -> Launch {
         let edges = match radial_variant(width) {
             RadialVariant::To128 => 8,
             RadialVariant::To512 => 2,
             RadialVariant::Any => 1,
         };
         let kernel = radial_kernel!("radial_first", self.numbers.operands.into(), width);
-        (kernel, radial_size(rows, edges))
+        (kernel, networks_size(rows, edges, networks))
     }
 
-    /// Gradient of the first radial layer.
-    pub fn radial_first_backward(&self, rows: usize, width: usize, _basis: usize) -> Launch {
+    /// Gradient of the first layers of so many radial networks.
+    pub fn radial_first_backward(&self, rows: usize, width: usize, networks: usize) -> Launch {
         let edges = match radial_variant(width) {
             RadialVariant::To128 => 4,
             RadialVariant::To512 | RadialVariant::Any => 1,
         };
         let kernel = radial_kernel!("radial_first_backward", self.numbers.values.into(), width);
-        (kernel, radial_size(rows, edges))
+        (kernel, networks_size(rows, edges, networks))
     }
 
     /// LayerNorm and SiLU.
@@ -401,15 +401,10 @@ impl Shapes {
         (Kernel("rms_norm_backward"), size)
     }
 
-    /// By how much channels of `systems` are off.
-    pub fn balance_shift(&self, systems: usize, _channels: usize) -> Launch {
+    /// Balances channels of `systems`.
+    pub fn balance(&self, systems: usize) -> Launch {
         let size = LaunchSize::new(blocks(systems, 1), BALANCE_THREADS);
-        (Kernel("balance_shift"), size)
-    }
-
-    /// Shifts the channels of `atoms`.
-    pub fn balance(&self, atoms: usize) -> Launch {
-        (Kernel("balance"), LaunchSize::new(blocks(atoms, 1), 128))
+        (Kernel("balance"), size)
     }
 
     /// SiLU of rows of `atoms`.
@@ -453,6 +448,12 @@ pub fn radial_rows(layout: &Layout) -> Vec<RadialRow> {
 fn radial_size(rows: usize, edges: usize) -> LaunchSize {
     let per_block = RADIAL_THREADS / WARP * edges;
     LaunchSize::new(blocks(rows, per_block), RADIAL_THREADS as u32)
+}
+
+fn networks_size(rows: usize, edges: usize, networks: usize) -> LaunchSize {
+    let mut size = radial_size(rows, edges);
+    size.grid[1] = networks as u32;
+    size
 }
 
 fn gate_size(items: usize, groups: usize) -> LaunchSize {

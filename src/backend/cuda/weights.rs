@@ -8,7 +8,7 @@
 use super::Options;
 use super::device::{Device, Kernel, LaunchSize};
 use super::error::CudaError;
-use super::params::{DevicePtr, MixParams};
+use super::params::{DevicePtr, MixParams, RadialNetwork};
 use super::precision::{EdgeNumbers, Number};
 use crate::backend::{Conditioning, WeightData, WeightSource};
 use crate::nn::{Op, Program, RadialMlp, Weight, WeightKind, WeightSlot, WeightUse};
@@ -42,17 +42,6 @@ pub struct Matrix {
     pub backward: u64,
 }
 
-/// First layer of a radial network with everything that depends on elements only worked out.
-#[derive(Clone, Copy, Debug)]
-pub struct RadialTables {
-    /// `[basis][A]` f32.
-    pub gaussians: DevicePtr,
-    /// `[elements][A]` f32.
-    pub source: DevicePtr,
-    /// `[elements][A]` f32, bias included.
-    pub target: DevicePtr,
-}
-
 struct Mixed {
     base: DevicePtr,
     last_use: u64,
@@ -66,8 +55,10 @@ pub struct Weights {
     operands: Number,
     matrices: Vec<Option<Matrix>>,
     plain: Vec<Option<DevicePtr>>,
-    /// By operation.
-    radial: Vec<Option<RadialTables>>,
+    /// First layers of the radial networks, with everything that depends on elements only worked out.
+    networks: Vec<RadialNetwork>,
+    /// The same on the device.
+    network_table: DevicePtr,
     edge: DevicePtr,
     atom: DevicePtr,
     tasks: DevicePtr,
@@ -276,22 +267,20 @@ impl Weights {
                 }
             }
         }
-        let radial = program
-            .ops
-            .iter()
-            .map(|op| match op {
-                Op::Radial { mlp, .. } => {
-                    let tables = radial_tables(&program, &*source, mlp);
-                    let put = |values: &[f64]| store(device, &encode(values, Number::F32));
-                    Ok(Some(RadialTables {
-                        gaussians: put(&tables[0])?,
-                        source: put(&tables[1])?,
-                        target: put(&tables[2])?,
-                    }))
-                }
-                _ => Ok(None),
-            })
-            .collect::<Result<_, CudaError>>()?;
+        let of_plain = |weight: Weight| plain[weight.0].expect("uploaded just now");
+        let mut networks = Vec::new();
+        for op in &program.ops {
+            let Op::Radial { mlp, .. } = op else { continue };
+            let [gaussians, source_table, target_table] = radial_tables(&program, &*source, mlp);
+            let put = |values: &[f64]| store(device, &encode(values, Number::F32));
+            networks.push(RadialNetwork {
+                weight: put(&gaussians)?,
+                source_table: put(&source_table)?,
+                target_table: put(&target_table)?,
+                norm_weight: of_plain(mlp.norm_1.0),
+                norm_bias: of_plain(mlp.norm_1.1),
+            });
+        }
         Ok(Weights {
             edge: store(device, &encode(&edge, operands))?,
             atom: store(device, &encode(&atom, Number::F32))?,
@@ -308,17 +297,18 @@ impl Weights {
             source,
             matrices,
             plain,
-            radial,
+            network_table: store(device, bytemuck::cast_slice(&networks))?,
+            networks,
         })
     }
 
     /// Gives all of its memory back.
     pub fn release(self, device: &dyn Device) {
-        let radial = self.radial.into_iter().flatten();
-        let held = [self.edge, self.atom, self.tasks]
+        let networks = self.networks.iter();
+        let held = [self.edge, self.atom, self.tasks, self.network_table]
             .into_iter()
             .chain(self.plain.into_iter().flatten())
-            .chain(radial.flat_map(|t| [t.gaussians, t.source, t.target]))
+            .chain(networks.flat_map(|n| [n.weight, n.source_table, n.target_table]))
             .chain(self.mixed.into_values().map(|mixed| mixed.base))
             .chain(self.experts.into_values());
         for pointer in held {
@@ -346,9 +336,9 @@ impl Weights {
         self.plain[weight.0].expect("plain weights are uploaded when the program is prepared")
     }
 
-    /// Tables of the radial network of an operation.
-    pub fn radial(&self, op: usize) -> RadialTables {
-        self.radial[op].expect("radial tables are made when the program is prepared")
+    /// First layers of the radial networks from this one on, [`RadialNetwork`].
+    pub fn networks(&self, first: usize) -> DevicePtr {
+        self.network_table.at::<RadialNetwork>(first)
     }
 
     /// Base address of the matrices of a task.
