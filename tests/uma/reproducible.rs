@@ -10,8 +10,8 @@ use umaserve::potential::uma::{Checkpoint, Precision, network};
 use umaserve::potential::{Potential, evaluate};
 use umaserve::system::{Evaluation, System};
 
-/// Few atoms and many, few edges and more than several tiles, five tasks, charges and spins; the
-/// last two share composition, charge, spin and task, and so the mixed weights.
+/// Few atoms and many, few edges and more than several tiles, five tasks, charges and spins; two
+/// share composition, charge, spin and task, and so the mixed weights.
 fn systems() -> Vec<System> {
     let mut systems: Vec<System> = [
         "ethanol",
@@ -28,6 +28,17 @@ fn systems() -> Vec<System> {
     let mut other = systems[7].clone();
     other.positions[3][1] += 0.05;
     systems.push(other);
+    // More elements than the CPU's tables of radial networks are made for.
+    let elements = [1, 6, 7, 8, 9, 15, 16, 17, 35];
+    systems.push(System {
+        numbers: elements.to_vec(),
+        positions: (0..elements.len())
+            .map(|i| [1.7 * i as f64, (2.0 * i as f64).sin(), 0.1 * i as f64])
+            .collect(),
+        task: "omol".into(),
+        spin: 1,
+        ..System::default()
+    });
     systems
 }
 
@@ -85,7 +96,7 @@ fn check<B: Backend>(model: &str, what: &str, make: impl Fn(usize) -> B) {
     };
 
     let forwards: Vec<usize> = (0..structures.len()).collect();
-    let mixed = [7, 3, 3, 0, 8, 5, 4, 7, 2, 6];
+    let mixed = [7, 3, 3, 0, 8, 5, 4, 9, 7, 2, 6];
     for threads in [1, 2, 5] {
         let outputs = on(threads, &|| backend.run(&pick(&forwards)).unwrap());
         same(

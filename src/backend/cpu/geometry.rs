@@ -187,6 +187,7 @@ impl<T: Real> Geometry<T> {
             .zip(geometry.unit.par_chunks_mut(LANES))
             .zip(vectors.par_chunks(LANES))
             .with_min_len(256 / LANES)
+            .with_max_len(256 / LANES)
             .for_each_init(
                 || vec![[0.0; LANES]; width],
                 |matrices, ((((wigners, envelopes), distances), units), vectors)| {

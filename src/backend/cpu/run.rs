@@ -771,5 +771,7 @@ fn over_tiles<'a, T: Real>(
     tiles
         .par_iter()
         .zip(frames)
+        // Tile by tile: otherwise a thread that is held up keeps a quarter of them to itself.
+        .with_max_len(1)
         .for_each(|(tile, frame)| work(tile, frame));
 }
