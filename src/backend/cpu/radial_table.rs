@@ -6,8 +6,8 @@
 //! gradient, which is the slope of the same polynomials.
 //!
 //! A polynomial is made in double precision from the slope of a Chebyshev series of the network, so that
-//! forces are as good as energies, and its error is looked at between the points: more intervals are
-//! taken until it is below the rounding of single precision. Tables are functions of the model and the two
+//! forces are as good as energies, and its error is bounded by what was cut off: an interval is divided
+//! until that is below the rounding of single precision. Tables are functions of the model and the two
 //! elements alone, and whether a system is evaluated with them depends on its elements alone: results do not
 //! depend on what else is in a batch.
 
@@ -30,8 +30,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const COEFFICIENTS: usize = 7;
 /// Points of an interval where the network is evaluated.
 const NODES: usize = 10;
-/// How many intervals are tried. One Gaussian of the narrowest models is about nine of the first wide.
-const INTERVALS: [usize; 3] = [64, 96, 128];
+/// Intervals up to the cutoff. One Gaussian of the narrowest models is about nine of them wide.
+const INTERVALS: usize = 64;
+/// Into how many parts an interval is divided where networks are less smooth.
+const PARTS: [usize; 4] = [1, 2, 4, 8];
+/// Most parts of a table, of all intervals together.
+const PARTS_IN_ALL: usize = 192;
 /// Largest error of a value, of the largest value of a network. Single precision rounds to 6e-8.
 const VALUE_ERROR: f64 = 2e-8;
 /// Largest error of a slope, of the largest slope of a network.
@@ -48,8 +52,9 @@ const CACHE_BYTES: usize = 64 << 20;
 
 /// The networks of one pair of elements.
 pub(super) struct Table<T> {
-    intervals: usize,
-    /// `[intervals][row / 16][7][16]`, rows of all networks.
+    /// Of each interval: how many parts lie before it, and how many it has.
+    starts: Vec<[u32; 2]>,
+    /// `[part][row / 16][7][16]`, rows of all networks.
     data: Vec<T>,
 }
 
@@ -78,7 +83,7 @@ pub(super) struct Tables<T> {
     width: usize,
     basis: usize,
     cutoff: f64,
-    fit: Fit,
+    polynomials: Fit,
     /// Most recently used last.
     cache: Mutex<VecDeque<Entry<T>>>,
 }
@@ -231,6 +236,54 @@ impl Interval {
     }
 }
 
+/// An interval, into how many parts it is divided, and which of them.
+type Part = [usize; 3];
+
+/// The polynomials of a part of an interval.
+#[derive(Default)]
+struct Fitted<T> {
+    /// `[row / 16][7][16]`
+    numbers: Vec<T>,
+    /// Largest value and mean slope of each network.
+    largest: Vec<[f64; 2]>,
+    /// Error of the slope of each network.
+    errors: Vec<f64>,
+}
+
+impl<T: Real> Fitted<T> {
+    /// Adds those of a network.
+    fn add(&mut self, values: &[f64], found: &Interval) {
+        let width = found.width;
+        let largest = |x: &[f64]| x.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        // The steepest place is at least as steep as the mean.
+        self.largest
+            .push([largest(values), largest(&found.slopes[..width])]);
+        // (`max` would not see what is not a number.)
+        let error = found.slope_errors().fold(0.0, |m: f64, e| {
+            m.max(if e.is_nan() { f64::INFINITY } else { e })
+        });
+        self.errors.push(error);
+        for group in 0..width / WIDEST {
+            for power in found.polynomials.chunks_exact(width) {
+                let row = &power[group * WIDEST..][..WIDEST];
+                self.numbers.extend(row.iter().map(|&x| T::from_f64(x)));
+            }
+        }
+    }
+
+    /// Whether the errors are small enough; `bounds` are the largest values, and slopes in an interval that
+    /// is not divided.
+    fn is_good(&self, parts: usize, bounds: &[[f64; 2]]) -> bool {
+        self.errors
+            .iter()
+            .zip(bounds)
+            .all(|(error, [value, slope])| {
+                // Terms of the slope from degree 6 on are at most a fifth as large when integrated.
+                0.2 * error <= VALUE_ERROR * value && parts as f64 * error <= SLOPE_ERROR * slope
+            })
+    }
+}
+
 impl<T: Real> Tables<T> {
     /// For a program in single precision whose rows are narrow.
     pub fn new(program: &Program, source: &dyn WeightSource) -> Option<Tables<T>> {
@@ -256,7 +309,7 @@ impl<T: Real> Tables<T> {
             width,
             basis: program.basis,
             cutoff: program.cutoff,
-            fit: Fit::new(),
+            polynomials: Fit::new(),
             cache: Mutex::new(VecDeque::new()),
         })
     }
@@ -331,72 +384,77 @@ impl<T: Real> Tables<T> {
     }
 
     fn make(&self, pair: (u8, u8)) -> Option<Table<T>> {
-        INTERVALS.iter().find_map(|&n| self.with_intervals(pair, n))
+        let whole: Vec<Part> = (0..INTERVALS).map(|i| [i, 1, 0]).collect();
+        let mut fitted = self.fit(pair, &whole);
+        // How large and how steep networks are, taken from all of them.
+        let bounds: Vec<[f64; 2]> = (0..self.networks.len())
+            .map(|network| {
+                [0, 1].map(|k| {
+                    let of_parts = fitted.iter().map(|part| part.largest[network][k]);
+                    of_parts.fold(0.0, f64::max)
+                })
+            })
+            .collect();
+        let mut found: Vec<Vec<T>> = vec![Vec::new(); INTERVALS];
+        let mut wanted: Vec<usize> = (0..INTERVALS).collect();
+        for (level, parts) in PARTS.into_iter().enumerate() {
+            if level > 0 {
+                let divided: Vec<Part> = wanted
+                    .iter()
+                    .flat_map(|&i| (0..parts).map(move |part| [i, parts, part]))
+                    .collect();
+                fitted = self.fit(pair, &divided);
+            }
+            let mut rest = Vec::new();
+            for (&interval, fitted) in wanted.iter().zip(fitted.chunks_exact(parts)) {
+                if fitted.iter().all(|part| part.is_good(parts, &bounds)) {
+                    found[interval] = fitted.iter().flat_map(|p| p.numbers.clone()).collect();
+                } else {
+                    rest.push(interval);
+                }
+            }
+            wanted = rest;
+            if wanted.is_empty() {
+                break;
+            }
+        }
+        let of_part = self.width * COEFFICIENTS;
+        let mut starts = Vec::with_capacity(INTERVALS);
+        let mut before = 0;
+        for numbers in &found {
+            let parts = (numbers.len() / of_part) as u32;
+            starts.push([before, parts]);
+            before += parts;
+        }
+        let fits = wanted.is_empty() && before as usize <= PARTS_IN_ALL;
+        fits.then(|| Table {
+            starts,
+            data: found.concat(),
+        })
     }
 
-    /// A table of so many intervals, if it is good enough.
-    fn with_intervals(&self, pair: (u8, u8), intervals: usize) -> Option<Table<T>> {
+    /// The polynomials of some parts of intervals.
+    fn fit(&self, pair: (u8, u8), parts: &[Part]) -> Vec<Fitted<T>> {
         let points = nodes();
         let gaussians = Gaussians::new(self.basis, self.cutoff);
-        let rows = intervals * NODES;
-        let mut expanded = vec![0.0; rows * self.basis];
+        let mut expanded = vec![0.0; parts.len() * NODES * self.basis];
         for (row, out) in expanded.chunks_exact_mut(self.basis).enumerate() {
+            let [interval, parts, part] = parts[row / NODES];
             let t = 0.5 * (points[row % NODES] + 1.0);
-            let d = ((row / NODES) as f64 + t) * self.cutoff / intervals as f64;
-            gaussians.fill(d, out);
+            let x = interval as f64 + (part as f64 + t) / parts as f64;
+            gaussians.fill(x * self.cutoff / INTERVALS as f64, out);
         }
-        let mut table = Table {
-            intervals,
-            data: vec![T::ZERO; intervals * self.width * COEFFICIENTS],
-        };
-        let mut column = 0;
+        let mut out: Vec<Fitted<T>> = parts.iter().map(|_| Fitted::default()).collect();
         for network in &self.networks {
+            let width = network.width();
             let values = radial::of_pair(network, pair, &expanded);
-            self.tabulate(&values, network.width(), column, &mut table)?;
-            column += network.width();
-        }
-        Some(table)
-    }
-
-    /// Writes the polynomials of one network; `None` if their errors are too large.
-    fn tabulate(
-        &self,
-        values: &[f64],
-        width: usize,
-        column: usize,
-        table: &mut Table<T>,
-    ) -> Option<()> {
-        let (mut largest, mut steepest, mut error) = (0.0f64, 0.0f64, 0.0f64);
-        let mut found = Interval::new(width);
-        for (interval, values) in values.chunks_exact(NODES * width).enumerate() {
-            self.fit.apply(values, &mut found);
-            largest = values.iter().fold(largest, |m, v| m.max(v.abs()));
-            // The mean of the slope: the steepest place is at least as steep.
-            steepest = found.slopes[..width]
-                .iter()
-                .fold(steepest, |m, s| m.max(s.abs()));
-            for e in found.slope_errors() {
-                if e.is_nan() {
-                    return None;
-                }
-                error = error.max(e);
-            }
-            let first = (interval * self.width + column) * COEFFICIENTS;
-            for (group, out) in table.data[first..][..width * COEFFICIENTS]
-                .chunks_exact_mut(COEFFICIENTS * WIDEST)
-                .enumerate()
-            {
-                for (k, out) in out.chunks_exact_mut(WIDEST).enumerate() {
-                    let from = &found.polynomials[k * width + group * WIDEST..];
-                    for (out, x) in out.iter_mut().zip(from) {
-                        *out = T::from_f64(*x);
-                    }
-                }
+            let mut found = Interval::new(width);
+            for (values, out) in values.chunks_exact(NODES * width).zip(&mut out) {
+                self.polynomials.apply(values, &mut found);
+                out.add(values, &found);
             }
         }
-        // Terms of the slope from degree 6 on are at most a fifth as large when integrated.
-        let good = 0.2 * error <= VALUE_ERROR * largest && error <= SLOPE_ERROR * steepest;
-        good.then_some(())
+        out
     }
 
     /// Where an edge's polynomials are.
@@ -410,15 +468,17 @@ impl<T: Real> Tables<T> {
         let elements = pairs.tables.len().isqrt();
         let pair = usize::from(pairs.kinds[target]) * elements + usize::from(pairs.kinds[source]);
         let table = pairs.tables[pair];
-        let intervals = tables[table as usize].intervals;
-        let per_angstrom = intervals as f64 / self.cutoff;
+        let per_angstrom = INTERVALS as f64 / self.cutoff;
         let x = distance * per_angstrom;
-        let interval = (x as usize).min(intervals - 1);
+        let interval = (x as usize).min(INTERVALS - 1);
+        let [before, parts] = tables[table as usize].starts[interval];
+        let y = (x - interval as f64) * f64::from(parts);
+        let part = (y as u32).min(parts - 1);
         Place {
             table,
-            first: (interval * self.width * COEFFICIENTS) as u32,
-            t: T::from_f64(2.0 * (x - interval as f64) - 1.0),
-            slope: T::from_f64(2.0 * per_angstrom),
+            first: (before + part) * (self.width * COEFFICIENTS) as u32,
+            t: T::from_f64(2.0 * (y - f64::from(part)) - 1.0),
+            slope: T::from_f64(2.0 * per_angstrom * f64::from(parts)),
         }
     }
 }
@@ -586,6 +646,8 @@ mod tests {
 
     const ELEMENTS_KNOWN: usize = 20;
     const CHANNELS: usize = 16;
+    /// See [`Weights`]: enough to divide intervals, and not too much for a table.
+    const SHARPER: f64 = 20.0;
 
     /// Weights of networks whose first SiLU gets numbers `sharpness` times as large as usual: with very
     /// large ones it has a corner.
@@ -666,14 +728,27 @@ mod tests {
         assert!(errors[0] < 1e-11 && errors[1] > 0.1, "{errors:?}");
     }
 
-    /// Values and slopes against the networks themselves, everywhere up to the cutoff.
     #[test]
     fn tables_are_the_networks_to_rounding() {
-        let tables = tables(1.0).unwrap();
+        compare(1.0, false);
+    }
+
+    #[test]
+    fn less_smooth_networks_have_divided_intervals() {
+        compare(SHARPER, true);
+    }
+
+    /// Values and slopes against the networks themselves, everywhere up to the cutoff.
+    fn compare(sharpness: f64, divided: bool) {
+        let tables = tables(sharpness).unwrap();
         let numbers = [8, 1];
         let mut list = Vec::new();
         let pairs = tables.of_system(&numbers, &mut list).unwrap();
         assert_eq!(list.len(), 4);
+        let parts = |table: &Table<f32>| table.starts.iter().map(|[_, parts]| parts).sum::<u32>();
+        for table in &list {
+            assert_eq!(parts(table) > INTERVALS as u32, divided, "{}", parts(table));
+        }
         let distances: Vec<f64> = (0..700).map(|i| 0.05 + 0.0085 * f64::from(i)).collect();
         const STEP: f64 = 1e-4;
         let moved = |by: f64| -> Vec<f64> {
